@@ -1,0 +1,195 @@
+"""LoRA: Low-Rank Adaptation of Large Language Models. arXiv:2106.09685, eq. 3
+
+    y = x W0^T + s (x A^T) B^T + b,   s = alpha / rank        W_eff = W0 + s B A
+
+Shapes   W0 (out, in) frozen · A (r, in) · B (out, r) · x (..., in) -> y (..., out)
+         trainable r (in + out);  B = 0 at the start, so W_eff = W0;  rank(delta) <= r
+Differs  no dropout on the adapter's input, so that training, evaluation and the merged weight
+         compute the same function.
+
+Above LoRA stands the contract every adapter in adapters/ keeps; below it, `inject`, which puts one
+adapter on every matching nn.Linear of a model.
+"""
+
+import inspect
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import BadInput, unknown
+
+ADAPTERS: dict[str, type["Adapter"]] = {}
+
+
+class NotMergeable(BadInput):
+    """This adapter is not an edit of a weight matrix; the message says how to merge it instead."""
+
+
+class Adapter(nn.Module):
+    """One frozen nn.Linear (`base`, weight W0) and the parameters that change what it computes.
+
+    A method defines `delta_weight`, the dense W_eff - W0 against the original W0, and may define
+    `forward` as a cheaper path to the same output. Hyper-parameters are keyword-only arguments of
+    its constructor. The other members have defaults that do nothing.
+    """
+
+    lr = {"off": 6e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
+    linearize = "off"        # the linearization used when --linearize is not given
+    expands = None           # the adapter (registry key) whose layer expansion this class is
+    dead = ()                # trained parameters that no gradient ever reaches
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+
+    def delta_weight(self):
+        """W_eff - W0, (out, in), differentiable in the adapter's parameters."""
+        raise NotImplementedError
+
+    def delta_bias(self):
+        """b_eff - b0, (out,), or None where the bias stays as it is."""
+        return None
+
+    def forward(self, x):
+        """x (..., in) -> (..., out): the definition. Methods override it with a cheaper path."""
+        bias, change = self.base.bias, self.delta_bias()
+        return F.linear(x, self.base.weight + self.delta_weight(),
+                        bias if change is None else bias + change)
+
+    def trainable_count(self):
+        """Number of trainable scalars in closed form."""
+        raise NotImplementedError
+
+    def rank_bound(self):
+        """Largest possible rank of delta_weight()."""
+        return min(self.base.weight.shape)
+
+    def param_groups(self, lr, wd):
+        """Optimizer groups; every trainable parameter in exactly one."""
+        return [{"params": list(trainable(self).values()), "lr": lr, "weight_decay": wd}]
+
+    def regularizer(self):
+        """Added to the loss of every step."""
+        return 0.0
+
+    # Hooks over all layers of a model at once; steps are optimizer steps, counted from 1.
+
+    @classmethod
+    def share(cls, layers, generator):
+        """Once after injection: tensors that all layers have in common."""
+
+    @classmethod
+    def after_backward(cls, layers, step, total_steps):
+        """After the gradients of an optimizer step are complete, before it is taken."""
+
+    @classmethod
+    def after_step(cls, layers, step, total_steps):
+        """After an optimizer step."""
+
+
+def register(cls):
+    """Class decorator: the file's name becomes the registry key and the command-line value."""
+    ADAPTERS[cls.__module__.rpartition(".")[2]] = cls
+    return cls
+
+
+@register
+class LoRA(Adapter):
+    """W_eff = W0 + (alpha / rank) B A.  A ~ U(-1, 1)/sqrt(in), B = 0.
+
+    rank   (8)   inner dimension r, 1 <= r <= min(in, out)
+    alpha  (16)  the update is scaled by alpha / rank
+    """
+
+    def __init__(self, base, *, rank=8, alpha=16.0, generator=None):
+        super().__init__(base)
+        out_features, in_features = base.weight.shape
+        if not 1 <= rank <= min(in_features, out_features):
+            raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and {out_features} "
+                           f"outputs: choose --rank between 1 and {min(in_features, out_features)}")
+        self.scale = alpha / rank
+        A = torch.rand(rank, in_features, generator=generator) * 2 - 1
+        self.A = nn.Parameter((A / math.sqrt(in_features)).to(base.weight))
+        self.B = nn.Parameter(base.weight.new_zeros(out_features, rank))
+
+    def delta_weight(self):
+        return self.scale * self.B @ self.A
+
+    def forward(self, x):
+        return self.base(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    def trainable_count(self):
+        return self.A.shape[0] * (self.A.shape[1] + self.B.shape[0])
+
+    def rank_bound(self):
+        return self.A.shape[0]
+
+
+def hyperparameters(cls):
+    """{name: default} of an adapter's constructor, without the random generator."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.name != "generator"}
+
+
+def inject(model, name, targets="all", *, generator=None, **hp):
+    """Freeze `model`, put adapter `name` on its matching nn.Linear layers; return their names.
+
+    targets    "all", or comma-separated ends of module names: "q,v" matches blocks.0.q
+    generator  source of the random initialisation, drawn layer by layer in model order
+    hp         keyword arguments of the adapter's constructor
+    Raises BadInput for an unknown adapter or key, and for a target that matches no layer.
+    """
+    if name not in ADAPTERS:
+        raise unknown("adapter", name, ADAPTERS)
+    cls = ADAPTERS[name]
+    for key in hp:
+        if key not in hyperparameters(cls):
+            raise unknown(f"key for adapter {name}", key, hyperparameters(cls) or ["(none)"])
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    matched = [n for n in linears if targets == "all"]
+    for target in [] if targets == "all" else targets.split(","):
+        hits = [n for n in linears if f".{n}".endswith(f".{target}")]
+        if not target or not hits:
+            ends = sorted({n.rpartition(".")[2] for n in linears})
+            raise unknown("target", target, ["all", *ends])
+        matched += [n for n in hits if n not in matched]
+    model.requires_grad_(False)
+    takes_generator = "generator" in inspect.signature(cls).parameters
+    extra = {"generator": generator} if takes_generator else {}
+    for n in matched:
+        model.set_submodule(n, cls(model.get_submodule(n), **hp, **extra))
+    cls.share(list(adapters(model).values()), generator)
+    return matched
+
+
+def adapters(model):
+    """{layer name: Adapter} of a model, outermost only, in model order."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Adapter) and not any(name.startswith(f"{n}.") for n in found):
+            found[name] = module
+    return found
+
+
+def trainable(module):
+    """{name: parameter} of everything that is trained."""
+    return {n: p for n, p in module.named_parameters() if p.requires_grad}
+
+
+def deltas(model):
+    """{parameter name: dense change} of every adapted layer, e.g. blocks.0.q.weight (out, in)."""
+    out = {}
+    for name, layer in adapters(model).items():
+        out[f"{name}.weight"] = layer.delta_weight().detach()
+        if (bias := layer.delta_bias()) is not None:
+            out[f"{name}.bias"] = bias.detach()
+    return out
+
+
+def paper(cls):
+    """First line of the file an adapter lives in: title and arXiv id."""
+    return sys.modules[cls.__module__].__doc__.splitlines()[0]

@@ -1,0 +1,94 @@
+"""Where merging happens: the task vectors of a set of runs, and how a merged dict becomes a model.
+
+    weight    base = W0 (and b0) of the adapted layers, tau_t = dense delta_weight() of run t.
+              Any ranks, alphas and adapter kinds merge; task arithmetic on LoRA gives
+              s lam sum_t B_t A_t, of rank up to T r.
+    adapter   base = the adapter parameters before training, tau_t = trained_t - start. What the L-LoRA
+              paper does. For LoRA the merged factors multiply out to
+              s lam^2 (sum_i B_i)(A0 + ...), with cross terms B_i A_j: not the same model.
+              For a model linearized as a whole it is the only space, and exact: outputs are affine
+              in the parameters, so adding task vectors adds outputs.
+
+Both give (base, taus, apply): `apply(merged)` returns the model that computes with the merged tensors.
+"""
+
+import copy
+
+import torch
+
+import lora
+import runs
+from errors import BadInput
+
+
+def check(group, space):
+    """Raise BadInput unless the runs can be merged with each other in `space`."""
+    first, name = group[0], lambda run: str(run["folder"])
+    for run in group[1:]:
+        pair = f"{name(first)} and {name(run)}"
+        if run["base"] != first["base"] or run["setting"]["size"] != first["setting"]["size"]:
+            raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
+                           "task vectors only add up around the same point")
+        if (run["setting"]["linearize"] == "model") != (first["setting"]["linearize"] == "model"):
+            raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; merge runs "
+                           "of the same --linearize")
+        if run["layers"] != first["layers"]:
+            odd = sorted(set(run["layers"]) ^ set(first["layers"]))
+            raise BadInput(f"{pair} adapt different layers ({', '.join(odd[:5])}): train both with the "
+                           "same --targets")
+        if space == "adapter":
+            same = [(r["setting"]["adapter"], r["setting"]["linearize"], r["setting"]["hp"])
+                    for r in (first, run)]
+            if same[0] != same[1]:
+                raise BadInput(f"{pair} have different adapters or settings: --space adapter needs the "
+                               "same kind, rank and alpha; --space weight merges any")
+            for part in ("start", "buffers"):
+                moved = [k for k in first[part] if not torch.equal(first[part][k], run[part][k])]
+                if moved:
+                    raise BadInput(f"{pair} start from different {moved[0]}: train with the same --seed, "
+                                   "or merge with --space weight")
+
+
+def default(group):
+    """adapter for runs linearized as a whole, else weight."""
+    return "adapter" if group[0]["setting"]["linearize"] == "model" else "weight"
+
+
+def vectors(group, space, device="cpu"):
+    """(base, taus, apply) of a list of runs in "weight" or "adapter" space."""
+    check(group, space)
+    encoder = runs.base_encoder(group[0], device)
+    return (weight_space if space == "weight" else adapter_space)(group, encoder)
+
+
+def weight_space(group, encoder):
+    """Dense deltas of every adapted layer; a bias that only some runs train is zero in the others."""
+    if group[0]["setting"]["linearize"] == "model":
+        raise lora.NotMergeable("a model linearized as a whole is not an edit of the weights: "
+                                "merge it with --space adapter")
+    taus = []
+    for run in group:
+        model = runs.rebuild(run, copy.deepcopy(encoder))
+        taus.append(lora.deltas(model))
+    names = sorted(set().union(*taus))
+    base = {k: encoder.get_parameter(k).detach().clone() for k in names}
+    taus = [{k: tau.get(k, torch.zeros_like(base[k])) for k in names} for tau in taus]
+
+    def apply(merged):
+        for k in names:
+            encoder.get_parameter(k).data.copy_(merged[k])
+        return encoder
+
+    return base, taus, apply
+
+
+def adapter_space(group, encoder):
+    """The adapters' own parameters, merged around their common start."""
+    model, base = runs.rebuild(group[0], encoder), group[0]["start"]
+    taus = [{k: run["trained"][k] - base[k] for k in base} for run in group]
+
+    def apply(merged):
+        runs.set_tensors(model, merged, group[0]["buffers"], "merged adapter")
+        return model
+
+    return base, taus, apply

@@ -1,0 +1,67 @@
+"""A Vision Transformer in numpy that reads Hugging Face names, written from the papers.
+
+Independent of models.py and weights.py: float64, loops over heads, its own safetensors parsing. Used to
+check what models.load makes of a published checkpoint.
+"""
+
+import json
+from math import erf, sqrt
+
+import numpy as np
+
+
+def read(path):
+    """{name: float64 array} of an F32 safetensors file."""
+    data = path.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    out = {}
+    for name, entry in json.loads(data[8:8 + n]).items():
+        if name != "__metadata__":
+            a, b = entry["data_offsets"]
+            out[name] = np.frombuffer(data[8 + n + a:8 + n + b], "<f4").reshape(entry["shape"])
+    return {k: v.astype(np.float64) for k, v in out.items()}
+
+
+def layer_norm(x, w, name, eps):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+    return x * w[name + ".weight"] + w[name + ".bias"]
+
+
+def linear(x, w, name):
+    return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+
+def attention(x, w, prefix, heads):
+    q, k, v = (linear(x, w, f"{prefix}.attention.{part}") for part in ("query", "key", "value"))
+    size, parts = x.shape[-1] // heads, []
+    for h in range(heads):
+        cut = slice(h * size, (h + 1) * size)
+        scores = q[:, cut] @ k[:, cut].T / sqrt(size)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        parts.append(p / p.sum(-1, keepdims=True) @ v[:, cut])
+    return linear(np.concatenate(parts, 1), w, f"{prefix}.output.dense")
+
+
+def vit(image, w, *, heads, patch, eps, position, dinov2, mean, std):
+    """The CLS feature (D,) of one image (C, H, W) in [0, 1]; `position` (1 + N, D) fits its grid."""
+    image = (image - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    kernel = w["embeddings.patch_embeddings.projection.weight"]
+    rows, columns = image.shape[1] // patch, image.shape[2] // patch
+    tokens = [w["embeddings.cls_token"][0, 0]]
+    for r in range(rows):
+        for c in range(columns):
+            square = image[:, r * patch:(r + 1) * patch, c * patch:(c + 1) * patch]
+            tokens.append((kernel * square).sum((1, 2, 3))
+                          + w["embeddings.patch_embeddings.projection.bias"])
+    z = np.stack(tokens) + position
+    names = (("norm1", "norm2", "mlp.fc1", "mlp.fc2") if dinov2 else
+             ("layernorm_before", "layernorm_after", "intermediate.dense", "output.dense"))
+    depth = 1 + max(int(k.split(".")[2]) for k in w if k.startswith("encoder.layer."))
+    gelu = np.vectorize(lambda v: v * (1 + erf(v / sqrt(2))) / 2)
+    for i in range(depth):
+        norm1, norm2, fc1, fc2 = (f"encoder.layer.{i}.{n}" for n in names)
+        one, two = ((w[f"encoder.layer.{i}.layer_scale{j}.lambda1"] for j in (1, 2)) if dinov2
+                    else (1, 1))
+        z = z + one * attention(layer_norm(z, w, norm1, eps), w, f"encoder.layer.{i}.attention", heads)
+        z = z + two * linear(gelu(linear(layer_norm(z, w, norm2, eps), w, fc1)), w, fc2)
+    return layer_norm(z, w, "layernorm", eps)[0]

@@ -1,0 +1,359 @@
+"""train.py and eval.py from the outside: determinism, interruption, and one clear line for bad input."""
+
+import csv
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+import lora
+import runs
+import train
+import weights
+from conftest import perturb, write_checkpoint
+from lora import ADAPTERS
+from test_data import write_idx
+
+ROOT = Path(train.__file__).parent
+QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
+
+
+@pytest.fixture
+def fit(command, tiny, tmp_path):
+    """fit("--adapter", "lora", ...) trains the tiny encoder for 6 steps into tmp_path/runs."""
+    def call(*words):
+        return command(train.main, "--model", tiny, "--out", tmp_path / "runs/{adapter}-{task}-s{seed}",
+                       *QUICK, *words)
+    return call
+
+
+def tensors(folder):
+    """Everything trained in a run, flat."""
+    run = runs.load(folder)
+    return {f"{part}.{k}": v for part in ("start", "trained", "buffers", "head") for k, v in run[part].items()}
+
+
+def identical(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- what a run leaves ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reading", ["off", "layer", "model"])
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_train_save_reload_gives_the_same_logits(fit, tmp_path, monkeypatch, adapter, reading):
+    if reading not in ADAPTERS[adapter].lr:
+        code, _, err = fit("--adapter", adapter, "--linearize", reading)
+        assert code == 2 and "is a linearization" in err
+        return
+    kept = {}
+    save = runs.save_run
+    monkeypatch.setattr(runs, "save_run",
+                        lambda out, setting, model, *rest: (kept.update(out=out, model=model),
+                                                            save(out, setting, model, *rest)))
+    code, out, err = fit("--adapter", adapter, "--linearize", reading)
+    assert code == 0, err
+    x = torch.rand(3, 1, 28, 28)
+    run = runs.load(kept["out"])
+    rebuilt = runs.rebuild(run, runs.base_encoder(run))
+    assert torch.equal(rebuilt(x), kept["model"](x))
+    assert {p.name for p in kept["out"].iterdir()} == {"adapter.pt", "config.json", "log.csv", "result.json"}
+    rows = list(csv.DictReader(open(kept["out"] / "log.csv")))
+    assert [int(r["step"]) for r in rows] == list(range(1, 7))
+    assert f"linearize {reading}" in out and "adapted 12 layers" in out and "next: python eval.py" in out
+
+
+def test_same_seed_same_bits_other_seed_other_bits(fit, tmp_path):
+    for words in (["--seed", 0], ["--seed", 0, "--overwrite"], ["--seed", 1]):
+        assert fit("--adapter", "lora", *words)[0] == 0
+        if words == ["--seed", 0]:
+            first = tensors(tmp_path / "runs/lora-digits-s0")
+    assert identical(first, tensors(tmp_path / "runs/lora-digits-s0"))
+    other = tensors(tmp_path / "runs/lora-digits-s1")
+    assert not torch.equal(first["trained.blocks.0.q.B"], other["trained.blocks.0.q.B"])
+    assert not torch.equal(first["start.blocks.0.q.A"], other["start.blocks.0.q.A"])
+
+
+@pytest.mark.parametrize("adapter", ["lora", "l_lora"])
+def test_killed_and_resumed_is_the_same_as_never_killed(tiny, tmp_path, adapter):
+    """SIGKILL in mid-training, then --resume: the same bits; before that, no run folder exists."""
+    def start(out, *words):
+        return subprocess.Popen(
+            [sys.executable, ROOT / "train.py", "--adapter", adapter, "--model", tiny, "--out", out,
+             "--steps", "150", "--limit", "40", "--batch", "8", *words],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    assert start("whole").wait() == 0
+    process = start("cut")
+    deadline = time.time() + 60
+    while not (tmp_path / "cut.partial/resume.pt").exists() and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    again = start("cut")
+    assert again.wait() == 2 and "is an interrupted run: --resume continues it" in again.stderr.read()
+    other = start("cut", "--resume", "--lr", "0.5")
+    assert other.wait() == 2 and "cannot be resumed with other settings" in other.stderr.read()
+    assert start("cut", "--resume").wait() == 0
+    assert identical(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
+    assert (tmp_path / "whole/log.csv").read_text() == (tmp_path / "cut/log.csv").read_text()
+    assert not (tmp_path / "cut.partial").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    runs.save_tensors({"a": torch.ones(2)}, path)
+    monkeypatch.setattr(torch, "save", lambda value, file: (Path(file).write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        runs.save_tensors({"a": torch.zeros(2)}, path)
+    monkeypatch.undo()
+    assert torch.equal(runs.load_tensors(path)["a"], torch.ones(2))
+
+
+def test_schedule_and_batches():
+    """Ten steps: one of warm-up, then half a cosine. Batches: each epoch a permutation of the rows."""
+    rates = [train.schedule(s, 10) for s in range(10)]
+    assert rates[0] == 1 and rates[1] == 1 and abs(rates[1 + 9 // 2] - 0.5) < 0.2
+    assert all(a > b for a, b in zip(rates[1:], rates[2:])) and rates[-1] < 0.05
+    assert [train.schedule(s, 40) for s in range(4)] == [0.25, 0.5, 0.75, 1]
+    epoch = torch.cat([train.batch_rows(12, 4, s, 7) for s in range(3)])
+    assert sorted(epoch.tolist()) == list(range(12))
+    assert not torch.equal(epoch[:4], train.batch_rows(12, 4, 3, 7))
+    assert not torch.equal(epoch[:4], train.batch_rows(12, 4, 0, 8))
+
+
+def test_list_commands(command):
+    code, out, _ = command(train.main, "--list")
+    assert code == 0 and all(name in out for name in ADAPTERS) and "2310.04742" in out
+    code, out, _ = command(evaluation.main, "--list")
+    assert code == 0 and "keys: density=0.2, agg=mean, lam=1.0" in out and "2306.01708" in out
+
+
+# ---- merging runs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def merge_runs(command, tmp_path):
+    """merge_runs([names], "--merge", ...) returns (code, stdout, stderr, {rows of the JSON})."""
+    def call(names, *words):
+        file = tmp_path / "out.json"
+        code, out, err = command(evaluation.main, *[tmp_path / "runs" / n for n in names],
+                                 "--json", file, *words)
+        rows = json.loads(file.read_text())["groups"] if file.exists() else None
+        return code, out, err, rows
+    return call
+
+
+def test_ranks_and_kinds_merge_in_weight_space(fit, merge_runs):
+    fit("--adapter", "lora", "--rank", 2)
+    fit("--adapter", "full", "--task", "letters")
+    fit("--adapter", "lora", "--linearize", "layer", "--task", "count", "--rank", 3)
+    names = ["lora-digits-s0", "full-letters-s0", "lora.layer-count-s0"]
+    code, out, err, groups = merge_runs(names, "--merge", "average,task_arithmetic,ties",
+                                        "--sweep", "lam=0:1:0.5", "--limit", 30)
+    assert code == 0, err
+    rows = groups["None"]
+    assert rows["task_arithmetic"]["chosen"]["lam"] in (0.0, 0.5, 1.0)
+    curve = [score for _, score in rows["task_arithmetic"]["val_curve"]]
+    assert len(curve) == 3 and max(curve) == curve[int(rows["task_arithmetic"]["chosen"]["lam"] * 2)]
+    assert rows["single"]["normalised"] == 1 and rows["base"]["share"] == 0
+    assert "| task_arithmetic |" in out
+
+
+@pytest.mark.parametrize("adapter", ["lora", "l_lora", "full"])
+def test_a_run_merged_with_itself_is_itself(fit, merge_runs, adapter):
+    """In weight space, and in adapter space for the whole-model reading."""
+    fit("--adapter", adapter)
+    name = f"{adapter}.model-digits-s0" if adapter == "l_lora" else f"{adapter}-digits-s0"
+    _, _, _, groups = merge_runs([name, name], "--merge", "average")
+    rows = groups["None"]
+    assert rows["average"]["scores"] == rows["single"]["scores"]
+
+
+def test_by_seed_reports_mean_and_spread(fit, merge_runs):
+    for seed in (0, 1):
+        for task in ("digits", "count"):
+            assert fit("--adapter", "l_lora", "--task", task, "--seed", seed)[0] == 0
+    names = [f"l_lora.model-{t}-s{s}" for t in ("digits", "count") for s in (0, 1)]
+    code, out, err, groups = merge_runs(names, "--merge", "average", "--by", "seed")
+    assert code == 0 and set(groups) == {"0", "1"} and " ± " in out, err
+    code, _, err, _ = merge_runs(names, "--merge", "average")
+    assert code == 2 and "start from different" in err
+
+
+# ---- bad input: exit code 2 and one line, before training ---------------------------------------------------
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--adapter", "l_lra"], "unknown adapter 'l_lra': did you mean 'l_lora'"),
+    (["--task", "digit"], "unknown task 'digit': did you mean 'digits'"),
+    (["--task", "mnist5k"], "or any name with --data FOLDER"),
+    (["--model", "vti"], "unknown model 'vti': did you mean 'vit'"),
+    (["--targets", "q,v_porj"], "unknown target 'v_porj'"),
+    (["--adapter", "lora", "--rank", 0], "rank 0 does not fit"),
+    (["--adapter", "lora", "--rank", 17], "rank 17 does not fit a layer of 16 inputs and 16 outputs"),
+    (["--adapter", "lora", "--set", "rnk=3"], "unknown key for lora 'rnk': did you mean 'rank'"),
+    (["--adapter", "lora", "--set", "rank=x"], "rank takes a int such as rank=8"),
+    (["--adapter", "full", "--rank", 4], "the adapter full has no rank"),
+    (["--adapter", "l_lora", "--linearize", "off"], "l_lora is a linearization"),
+    (["--steps", 0], "--steps 0: give a positive number"),
+    (["--size", 30], "image size 30 is no multiple of the patch size 7"),
+    (["--data", "nowhere", "--task", "mine"], "nowhere has no train-images-idx3-ubyte"),
+])
+def test_bad_training_input(fit, tmp_path, words, told):
+    code, _, err = fit(*words)
+    assert code == 2 and told in err and err.count("\n") == 1, err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_existing_folder_is_kept(fit, tmp_path):
+    fit("--adapter", "lora")
+    before = tensors(tmp_path / "runs/lora-digits-s0")
+    code, _, err = fit("--adapter", "lora", "--lr", 0.5)
+    assert code == 2 and "exists: --overwrite replaces it" in err
+    assert identical(before, tensors(tmp_path / "runs/lora-digits-s0"))
+    code, out, _ = fit("--adapter", "lora", "--resume")
+    assert code == 0 and "base val" not in out                        # nothing left to do
+
+
+def test_nan_stops_with_step_and_learning_rate(fit, tmp_path):
+    code, _, err = fit("--adapter", "full", "--lr", 1e20)
+    assert code == 2 and "the loss became nan at step" in err and "with learning rate" in err
+    assert not (tmp_path / "runs/full-digits-s0").exists()
+
+
+def test_bad_checkpoint_stops_training(command, tmp_path):
+    folder = write_checkpoint(tmp_path / "m")
+    good = (folder / "model.safetensors").read_bytes()
+    changes = {"truncated": lambda t: None, "lacks": lambda t: t.pop("norm.bias"),
+               "unexpected": lambda t: t.update(more=torch.zeros(2)),
+               "shape": lambda t: t.update({"norm.bias": torch.zeros(3)})}
+    told = {"truncated": "no complete safetensors file", "lacks": "lacks 1 tensors: norm.bias",
+            "unexpected": "has unexpected 1 tensors: more", "shape": "norm.bias has shape (3,)"}
+    for kind, change in changes.items():
+        (folder / "model.safetensors").write_bytes(good)
+        content = weights.read(folder / "model.safetensors")
+        change(content)
+        weights.write(content, folder / "model.safetensors")
+        if kind == "truncated":
+            (folder / "model.safetensors").write_bytes(good[:-1])
+        code, _, err = command(train.main, "--model", folder, "--out", tmp_path / "r", *QUICK)
+        assert code == 2 and told[kind] in err and err.count("\n") == 1, (kind, err)
+
+
+def test_idx_task_trains_and_damaged_ones_stop(fit, tmp_path):
+    assert fit("--task", "mine", "--data", write_idx(tmp_path / "good"))[0] == 0
+    code, _, err = fit("--task", "bad", "--data", write_idx(tmp_path / "bad", train_labels=b"\0\0\x08\x03"))
+    assert code == 2 and "starts with 00000803" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--merge", "tie"], "unknown rule 'tie': did you mean 'ties'"),
+    (["--merge", "ties", "--set", "densty=0.2"], "unknown key for these rules 'densty': did you mean 'density'"),
+    (["--merge", "ties", "--set", "density=2"], "density 2.0 is outside (0, 1]"),
+    (["--merge", "ties", "--sweep", "lm=0:1:.1"], "unknown key for these rules 'lm': did you mean 'lam'"),
+    (["--merge", "ties", "--sweep", "lam=0:1"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "ties", "--sweep", "lam=0:1:0"], "write KEY=FROM:TO:STEP"),
+])
+def test_bad_merge_input(fit, merge_runs, words, told):
+    fit("--adapter", "lora")
+    code, _, err, _ = merge_runs(["lora-digits-s0"], *words)
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert code == 2 and len(lines) == 1 and told in lines[0], err
+
+
+def test_runs_that_do_not_belong_together(command, fit, merge_runs, tmp_path):
+    other = write_checkpoint(tmp_path / "other", seed=1)
+    fit("--adapter", "lora")
+    fit("--adapter", "lora", "--task", "letters", "--targets", "q,v")
+    fit("--adapter", "lora", "--task", "count", "--rank", 3)
+    fit("--adapter", "lora", "--task", "shapes", "--seed", 1)
+    fit("--adapter", "l_lora", "--task", "arrows")
+    command(train.main, "--adapter", "lora", "--model", other, "--out", tmp_path / "runs/other", *QUICK)
+    cases = [("other", [], "different base checkpoints"),
+             ("lora-letters-s0", [], "adapt different layers (blocks.0.fc1"),
+             ("l_lora.model-arrows-s0", [], "linearized as a whole model"),
+             ("lora-count-s0", ["--space", "adapter"], "different adapters or settings"),
+             ("lora-shapes-s1", ["--space", "adapter"], "start from different blocks.0.q.A"),
+             ("nothing", [], "is no run folder")]
+    for name, words, told in cases:
+        code, _, err, _ = merge_runs(["lora-digits-s0", name], "--merge", "average", *words)
+        assert code == 2 and told in err, (name, err)
+    code, _, err, _ = merge_runs(["l_lora.model-arrows-s0"], "--merge", "average", "--space", "weight")
+    assert code == 2 and "not an edit of the weights: merge it with --space adapter" in err
+
+
+def test_damaged_runs_are_refused(fit, merge_runs, tmp_path):
+    fit("--adapter", "lora")
+    folder = tmp_path / "runs/lora-digits-s0"
+    good = (folder / "adapter.pt").read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    def edit(change):
+        run = torch.load(folder / "adapter.pt", weights_only=True)
+        change(run)
+        torch.save(run, folder / "adapter.pt")
+
+    cases = [
+        (lambda: (folder / "adapter.pt").write_bytes(good[:2000]), "not a complete file of tensors"),
+        (lambda: (folder / "adapter.pt").write_bytes(pickle.dumps(Evil())), "not a complete file of tensors"),
+        (lambda: torch.save(torch.zeros(3), folder / "adapter.pt"), "was not written by train.py"),
+        (lambda: edit(lambda r: r["trained"].pop("blocks.0.q.A")), "1 tensors are missing or unexpected: blocks.0.q.A"),
+        (lambda: edit(lambda r: r["trained"].update(x=torch.zeros(1))), "missing or unexpected: x"),
+        (lambda: edit(lambda r: r["setting"]["hp"].update(rank=3)), "has shape"),
+        (lambda: edit(lambda r: r["base"].update(sha256="0" * 64)), "was trained on another checkpoint"),
+    ]
+    for damage, told in cases:
+        (folder / "adapter.pt").write_bytes(good)
+        damage()
+        code, _, err, _ = merge_runs(["lora-digits-s0"])
+        assert code == 2 and told in err, (told, err)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
+    fit("--adapter", "lora")
+    shutil.move(tmp_path / "runs/lora-digits-s0", tmp_path / "runs/lora-digits-s0.partial")
+    code, _, err, _ = merge_runs(["lora-digits-s0"])
+    assert code == 2 and "it was interrupted, continue it with train.py --resume" in err
+
+
+# ---- real images ------------------------------------------------------------------------------------------
+
+
+def test_real_tasks_train_and_merge(command, real, tmp_path):
+    for task in ("fashion_mnist", "mnist5k"):
+        code, _, err = command(train.main, "--adapter", "l_lora", "--task", task, "--data", real / task,
+                               "--steps", 40, "--limit", 500, "--out", tmp_path / task)
+        assert code == 0, err
+        result = json.loads((tmp_path / task / "result.json").read_text())
+        assert result["test"] > 0.35 and result["val"] > result["base_val"]
+    code, out, err = command(evaluation.main, tmp_path / "fashion_mnist", tmp_path / "mnist5k", "--merge",
+                             "average", "--limit", 200)
+    assert code == 0 and "| average" in out, err
+
+
+def test_pretrained_dinov2_beats_random_weights(command, real, tmp_path):
+    accuracy = {}
+    for words in ([], ["--random-weights"]):
+        out = tmp_path / f"run{len(words)}"
+        code, _, err = command(train.main, "--adapter", "lora", "--model", real / "vit-small-dinov2", "--size",
+                               56, "--task", "mnist5k", "--data", real / "mnist5k", "--steps", 4,
+                               "--batch", 16, "--limit", 200, "--out", out, *words)
+        assert code == 0, err
+        accuracy[len(words)] = json.loads((out / "result.json").read_text())["test"]
+    assert accuracy[0] > accuracy[1] + 0.1

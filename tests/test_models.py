@@ -1,0 +1,201 @@
+"""The encoder against an independent computation, and the checkpoint reader against damaged files."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import models
+import reference
+import weights
+from errors import BadInput
+
+KINDS = {"vit": models.HALF, "deit": models.IMAGENET, "dinov2": models.IMAGENET}
+
+
+def published(folder, kind, image=28, seed=0):
+    """A small random checkpoint under the Hugging Face names of `kind`: 2 blocks, width 12, patch 7."""
+    torch.manual_seed(seed)
+    D, H, N = 12, 20, (image // 7) ** 2
+    shapes = {"embeddings.cls_token": (1, 1, D), "embeddings.position_embeddings": (1, N + 1, D),
+              "embeddings.patch_embeddings.projection.weight": (D, 3, 7, 7),
+              "embeddings.patch_embeddings.projection.bias": (D,)}
+    new = kind == "dinov2"
+    for i in range(2):
+        p = f"encoder.layer.{i}."
+        linears = {"attention.attention.query": (D, D), "attention.attention.key": (D, D),
+                   "attention.attention.value": (D, D), "attention.output.dense": (D, D),
+                   "mlp.fc1" if new else "intermediate.dense": (H, D),
+                   "mlp.fc2" if new else "output.dense": (D, H)}
+        for name, shape in linears.items():
+            shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[:1]}
+        for name in ("norm1", "norm2") if new else ("layernorm_before", "layernorm_after"):
+            shapes |= {f"{p}{name}.weight": (D,), f"{p}{name}.bias": (D,)}
+        if new:
+            shapes |= {f"{p}layer_scale{j}.lambda1": (D,) for j in (1, 2)}
+    shapes |= {"layernorm.weight": (D,), "layernorm.bias": (D,)}
+    prefix = "" if new else "vit."
+    tensors = {prefix + k: 0.4 * torch.randn(s) for k, s in shapes.items()}
+    tensors["classifier.weight"] = torch.randn(3, D)                      # a head, to be dropped
+    folder.mkdir()
+    weights.write(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(
+        {"model_type": kind, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 3,
+         "image_size": image, "patch_size": 7, "num_channels": 3, "layer_norm_eps": 1e-5,
+         "hidden_act": "gelu"} | ({"mlp_ratio": H / D} if new else {"intermediate_size": H})))
+    return folder
+
+
+def compare(folder, kind, heads, patch, eps, image, tolerance):
+    """Features of models.load(folder) against the numpy reference on two random images."""
+    model = models.load(folder, image)
+    w = {k.removeprefix("vit."): v for k, v in reference.read(folder / "model.safetensors").items()}
+    position, grid = w["embeddings.position_embeddings"][0], image // patch
+    if len(position) != 1 + grid * grid:
+        side = int(round((len(position) - 1) ** 0.5))
+        square = torch.tensor(position[1:].T.reshape(1, -1, side, side))
+        square = F.interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
+        position = np.concatenate([position[:1], square[0].flatten(1).T.numpy()])
+    images = torch.rand(2, 3, image, image, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = model(images).numpy()
+    for i in range(2):
+        theirs = reference.vit(images[i].double().numpy(), w, heads=heads, patch=patch, eps=eps,
+                               position=position, dinov2=kind == "dinov2", **KINDS[kind])
+        np.testing.assert_allclose(ours[i], theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("image", [28, 42])
+@pytest.mark.parametrize("kind", KINDS)
+def test_published_names_give_the_reference_output(tmp_path, kind, image):
+    compare(published(tmp_path / "m", kind), kind, 3, 7, 1e-5, image, 1e-4)
+
+
+def test_real_dinov2_gives_the_reference_output(real):
+    compare(real / "vit-small-dinov2", "dinov2", 6, 14, 1e-6, 56, 1e-4)
+
+
+def test_grey_images_are_repeated_and_other_sizes_resized(tmp_path):
+    model = models.load(published(tmp_path / "m", "vit"))
+    grey = torch.rand(2, 1, 28, 28)
+    assert torch.equal(model(grey), model(grey.expand(-1, 3, -1, -1)))
+    large = torch.rand(2, 3, 56, 56)
+    small = F.interpolate(large, (28, 28), mode="bilinear")
+    assert torch.equal(model(large), model(small))
+
+
+def test_built_in_checkpoint_loads_and_is_small():
+    file = models.BUILT_IN / "vit" / "model.safetensors"
+    assert file.stat().st_size <= 8_000_000
+    model = models.load("vit")
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, model.norm.normalized_shape[0])
+    assert model.sha256 == weights.sha256(file)
+
+
+def test_random_weights_are_repeatable_and_leave_the_random_state_alone(tiny):
+    state = torch.get_rng_state()
+    a, b = (models.load(tiny, random_weights=True).cls_token for _ in range(2))
+    assert torch.equal(a, b) and not torch.equal(a, models.load(tiny).cls_token)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# ---- safetensors ------------------------------------------------------------------------------------------
+
+
+def test_round_trip_of_every_dtype(tmp_path):
+    tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in weights.DTYPES.values()}
+    tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
+    weights.write(tensors, tmp_path / "x.safetensors")
+    back = weights.read(tmp_path / "x.safetensors")
+    assert back.keys() == tensors.keys()
+    for k, v in tensors.items():
+        assert back[k].dtype == v.dtype and torch.equal(back[k], v), k
+    (length,) = struct.unpack("<Q", (tmp_path / "x.safetensors").read_bytes()[:8])
+    assert length % 8 == 0
+
+
+def raw(path, header, body, length=None):
+    """Write a safetensors file from its parts, possibly lying about them."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+    return path
+
+
+def entry(begin, end, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("header, body, told", [
+    ({"a": entry(0, 8)}, b"1234", "need 8 bytes, the file has 4"),
+    ({"a": entry(0, 8)}, b"123456789", "need 8 bytes, the file has 9"),
+    ({"a": entry(0, 8), "b": entry(4, 12)}, b"0" * 12, "tensor b overlaps"),
+    ({"a": entry(0, 8), "b": entry(12, 20)}, b"0" * 20, "tensor b overlaps another, leaves a gap"),
+    ({"a": entry(0, 8, (3,))}, b"0" * 8, "wrong length"),
+    ({"a": entry(0, 8, dtype="F99")}, b"0" * 8, "F99"),
+    ({"a": {"dtype": "F32"}}, b"", "data_offsets"),
+    (b"{not json", b"", "no complete safetensors file"),
+    (b"[]", b"", "no complete safetensors file"),
+])
+def test_malformed_files_are_refused(tmp_path, header, body, told):
+    with pytest.raises(BadInput, match=told):
+        weights.read(raw(tmp_path / "x.safetensors", header, body))
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 2 ** 60) + b"{}"])
+def test_files_without_a_whole_header_are_refused(tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(BadInput, match="no complete safetensors file"):
+        weights.read(tmp_path / "x.safetensors")
+
+
+def damage(folder, change):
+    """Rewrite a checkpoint after `change(tensors)`."""
+    tensors = weights.read(folder / "model.safetensors")
+    change(tensors)
+    weights.write(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("change, told", [
+    (lambda t: t.pop("vit.layernorm.weight"), "lacks 1 tensors: norm.weight"),
+    (lambda t: t.update(extra=torch.zeros(1)), "has unexpected 1 tensors: extra"),
+    (lambda t: t.update({"vit.layernorm.bias": torch.zeros(5)}), r"norm.bias has shape \(5,\)"),
+])
+def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
+    folder = published(tmp_path / "m", "vit")
+    damage(folder, change)
+    with pytest.raises(BadInput, match=told):
+        models.load(folder)
+
+
+def test_truncated_checkpoint_is_refused(tmp_path):
+    folder = published(tmp_path / "m", "vit")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(BadInput, match="no complete safetensors file"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("config, told", [
+    ("{", "config.json cannot be used"),
+    ('{"model_type": "vit"}', "hidden_size"),
+    ('{"model_type": "dinov3"}', "did you mean 'dinov2'"),
+    ('{"model_type": "vit", "hidden_act": "relu"}', "only the GELU MLP"),
+])
+def test_config_errors(tmp_path, config, told):
+    folder = published(tmp_path / "m", "vit")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(BadInput, match=told):
+        models.load(folder)
+
+
+def test_other_load_errors(tmp_path):
+    with pytest.raises(BadInput, match="unknown model 'vt': did you mean 'vit'"):
+        models.load("vt")
+    with pytest.raises(BadInput, match="no multiple of the patch size 7"):
+        models.load(published(tmp_path / "m", "vit"), image=30)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match="has no model.safetensors"):
+        models.load(tmp_path / "m")

@@ -1,0 +1,237 @@
+"""Fine-tune one adapter on one task: inject, linearize if asked, train, save a run folder.
+
+    python train.py --adapter l_lora                   # the built-in suite, offline, about a minute
+    python train.py --adapter lora --task all --seed 1
+    python train.py --list                             # every adapter, its paper and its keys
+"""
+
+import argparse
+import copy
+import math
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import cli
+import data
+import lora
+import models
+import runs
+import suite
+from errors import BadInput, unknown
+from heads import EXAMPLES, HEADS, accuracy, features
+from linearize import READINGS, adapt, encoder_of
+
+SAVE_EVERY = 50
+
+
+def arguments():
+    """The command line, checked as far as it can be without loading anything."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = p.add_argument
+    add("--adapter", default="l_lora", help="see --list")
+    add("--linearize", choices=READINGS, help="off, layer or model; default: the adapter's own")
+    add("--task", default="digits", help="a built-in task, all, or any name with --data")
+    add("--data", metavar="FOLDER", help="folder of IDX files (MNIST family)")
+    add("--limit", type=int, metavar="N", help="at most N examples per split")
+    add("--model", default="vit", help="a folder of checkpoints/ or any checkpoint folder")
+    add("--size", type=int, help="input size in pixels (default: the model's)")
+    add("--random-weights", action="store_true", help="forget the pretraining, as a control")
+    add("--head", choices=HEADS, default="prototypes")
+    add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
+    add("--rank", type=int)
+    add("--alpha", type=float)
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key of the adapter")
+    add("--steps", type=int, default=200)
+    add("--batch", type=int, default=32)
+    add("--lr", type=float, help="default: the adapter's own")
+    add("--wd", type=float, default=0.0)
+    add("--seed", type=int, default=0)
+    add("--device", default="auto")
+    add("--dtype", choices=["float32", "float64"], default="float32")
+    add("--out", default="runs/{model}-{adapter}-{task}-s{seed}")
+    add("--resume", action="store_true", help="continue an interrupted run; skip finished ones")
+    add("--overwrite", action="store_true", help="replace an existing run")
+    add("--list", action="store_true", help="list the adapters and stop")
+    args = p.parse_args()
+    if args.adapter not in lora.ADAPTERS:
+        raise unknown("adapter", args.adapter, lora.ADAPTERS)
+    for name in ("steps", "batch", "limit"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise BadInput(f"--{name} {getattr(args, name)}: give a positive number")
+    return args
+
+
+def resolve(args):
+    """Every setting of a run as plain values, defaults filled in: what config.json records."""
+    cls = lora.ADAPTERS[args.adapter]
+    reading = args.linearize or cls.linearize
+    if reading not in cls.lr:
+        raise BadInput(f"{args.adapter} is a linearization: --linearize layer or model, "
+                       "or take --adapter lora for the plain adapter")
+    keys = lora.hyperparameters(cls)
+    flags = {k: getattr(args, k) for k in ("rank", "alpha") if getattr(args, k) is not None}
+    for k in flags:
+        if k not in keys:
+            raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"adapter": args.adapter, "hp": keys | flags | cli.keywords(args.set, keys, args.adapter),
+            "linearize": reading, "targets": args.targets, "model": args.model, "size": args.size,
+            "random_weights": args.random_weights, "head": args.head, "data": args.data,
+            "limit": args.limit, "steps": args.steps, "batch": args.batch,
+            "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
+            "device": device, "dtype": args.dtype}
+
+
+def out_folder(args, setting, task):
+    """runs/{model}-{adapter}-{task}-s{seed}; a linearized adapter is called l_lora.model and so on."""
+    name = setting["adapter"]
+    if setting["linearize"] != "off":
+        name += f".{setting['linearize']}"
+    return Path(args.out.format(model=Path(args.model).name, adapter=name, task=task, seed=args.seed))
+
+
+def check_out(out, args):
+    """True if the run must be made; BadInput if something is in the way."""
+    if args.overwrite:
+        shutil.rmtree(runs.partial(out), ignore_errors=True)
+        return True
+    if out.exists() and not args.resume:
+        raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+    if runs.partial(out).exists() and not args.resume:
+        raise BadInput(f"{runs.partial(out)} is an interrupted run: --resume continues it, "
+                       "--overwrite starts again")
+    return not out.exists()
+
+
+def batch_rows(n, batch, step, seed):
+    """Rows of the batch of step 0, 1, ...: a new permutation every epoch, a function of its arguments."""
+    batch = min(batch, n)
+    epoch, i = divmod(step, n // batch)
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    return torch.randperm(n, generator=generator)[i * batch:(i + 1) * batch]
+
+
+def schedule(step, total):
+    """Factor on the learning rate at step 0, 1, ...: 10 % linear warm-up, then cosine to zero."""
+    warm = max(1, total // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, total - warm))
+
+
+def describe(model, setting, layers):
+    """Print the settings, what is adapted and what is frozen, and the parameter counts."""
+    encoder = encoder_of(model)
+    print("  ".join(f"{k} {v}" for k, v in setting.items() if v is not None and k != "hp"))
+    print("adapter keys: " + ("  ".join(f"{k} {v}" for k, v in setting["hp"].items()) or "none"))
+    ends = Counter(name.rpartition(".")[2] for name in layers)
+    print(f"adapted {len(layers)} layers: " + ", ".join(f"{n} x {e}" for e, n in ends.items()))
+    count = sum(p.numel() for p in lora.trainable(encoder).values())
+    base = sum(p.numel() for p in encoder.parameters()) - count
+    closed = sum(layer.trainable_count() for layer in lora.adapters(encoder).values())
+    print(f"frozen {base:,} parameters of the encoder; trainable {count:,}, {count / base:.2%} of that "
+          f"(closed form {closed:,})")
+    what = {"off": "not linearized", "layer": "each layer expanded to first order (the released code)",
+            "model": "the whole model expanded to first order by jvp (the paper's equation)"}
+    print(f"linearize {setting['linearize']}: {what[setting['linearize']]}")
+    return count, base
+
+
+def optimizer_of(model, setting):
+    """AdamW over the adapters' own groups; the scheduled rate multiplies each group's base rate."""
+    encoder = encoder_of(model)
+    layers = lora.adapters(encoder).values()
+    groups = [g for layer in layers for g in layer.param_groups(setting["lr"], setting["wd"])]
+    if model is not encoder:
+        groups = model.param_groups(groups)
+    return torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups])
+
+
+def fit(model, head, images, labels, setting, folder):
+    """The training loop; returns the log as rows (step, loss, learning rate)."""
+    encoder = encoder_of(model)
+    layers = list(lora.adapters(encoder).values())
+    hooks, params = type(layers[0]), list(lora.trainable(encoder).values())
+    optimizer, total = optimizer_of(model, setting), setting["steps"]
+    log = runs.load_progress(folder, model, optimizer)
+    like = params[0]
+    bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}")
+    for step in bar:
+        rows = batch_rows(len(images), setting["batch"], step, setting["seed"])
+        for g in optimizer.param_groups:
+            g["lr"] = g["base_lr"] * schedule(step, total)
+        loss = F.cross_entropy(head(model(images[rows].to(like))), labels[rows].to(like.device))
+        loss = loss + sum(layer.regularizer() for layer in layers)
+        optimizer.zero_grad()
+        loss.backward()
+        log.append((step + 1, loss.item(), optimizer.param_groups[0]["lr"]))
+        if not math.isfinite(log[-1][1]):
+            raise BadInput(f"the loss became {log[-1][1]} at step {step + 1} with learning rate "
+                           f"{log[-1][2]:.3g}: start again with a smaller --lr (and --overwrite)")
+        hooks.after_backward(layers, step + 1, total)
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        hooks.after_step(layers, step + 1, total)
+        bar.set_postfix(loss=f"{log[-1][1]:.3f}", refresh=False)
+        if (step + 1) % SAVE_EVERY == 0 and step + 1 < total:
+            runs.save_progress(folder, model, optimizer, log)
+    return log
+
+
+def train(setting, task, out):
+    """One run, from the checkpoint to the finished folder; returns its result."""
+    began, folder, setting = time.time(), runs.partial(out), {"task": task} | setting
+    base = models.load(setting["model"], setting["size"], setting["random_weights"])
+    base = base.to(setting["device"], getattr(torch, setting["dtype"]))
+    generator = torch.Generator().manual_seed(setting["seed"])
+    model, layers = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
+                          setting["targets"], generator=generator, **setting["hp"])
+    trainable, frozen = describe(model, setting, layers)
+    runs.start_folder(folder, setting)
+    split = {name: data.load(task, name, setting["data"], setting["limit"])
+             for name in ("train", "val", "test")}
+    images, labels = split["train"]
+    head = HEADS[setting["head"]](base.norm.normalized_shape[0], data.classes(task, setting["data"]))
+    head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
+                                   labels[:EXAMPLES].to(setting["device"]))
+    start, _ = runs.state(model)
+    base_val = accuracy(base, head, *split["val"])
+    log = fit(model, head, images, labels, setting, folder)
+    result = {"base_val": base_val, "val": accuracy(model, head, *split["val"]),
+              "test": accuracy(model, head, *split["test"]), "trainable": trainable, "frozen": frozen,
+              "seconds": round(time.time() - began, 1)}
+    runs.save_run(out, setting, model, layers, head, start, result, log)
+    print(f"base val {base_val:.3f}  val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}  "
+          f"({result['seconds']:.0f} s)\n", flush=True)
+
+
+def main():
+    if "--list" in sys.argv:
+        for name, cls in sorted(lora.ADAPTERS.items()):
+            print(cli.entry(name, lora.paper(cls), cls.__doc__.splitlines()[0], lora.hyperparameters(cls)))
+        return
+    args = arguments()
+    setting = resolve(args)
+    tasks = list(suite.TASKS) if args.task == "all" else [args.task]
+    for task in tasks:
+        data.check(task, args.data)
+    todo = [(task, out) for task in tasks
+            if check_out(out := out_folder(args, setting, task), args)]
+    for task, out in todo:
+        train(setting, task, out)
+    print(f"next: python eval.py {out_folder(args, setting, '*' if len(tasks) > 1 else tasks[0])}"
+          + (" --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" if len(tasks) > 1 else ""))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,137 @@
+"""Checkpoint files: safetensors read and written by hand, and published names mapped to ours.
+
+A safetensors file is 8 bytes of header length n (little endian), n bytes of JSON
+{name: {dtype, shape, data_offsets: [begin, end]}}, then the raw tensors. Nothing in it is executed.
+
+Names on disk -> names of models.ViT (i is the block)
+
+    Hugging Face ViT, DeiT                        DINOv2                           ours
+    embeddings.cls_token                          same                             cls_token
+    embeddings.position_embeddings                same                             position
+    embeddings.patch_embeddings.projection.*      same                             patch.*
+    encoder.layer.i.layernorm_before.*            ...norm1.*                       blocks.i.norm1.*
+      attention.attention.{query,key,value}.*     same                             {q,k,v}.*
+      attention.output.dense.*                    same                             out.*
+      (none)                                      layer_scale1.lambda1             ls1
+      layernorm_after.*                           norm2.*                          norm2.*
+      intermediate.dense.*                        mlp.fc1.*                        fc1.*
+      output.dense.*                              mlp.fc2.*                        fc2.*
+      (none)                                      layer_scale2.lambda1             ls2
+    layernorm.*                                   same                             norm.*
+    a prefix vit., deit. or dinov2. is removed; classifier.*, pooler.* and mask_token are not used
+"""
+
+import hashlib
+import json
+import os
+import re
+import struct
+
+import numpy as np
+import torch
+
+from errors import BadInput
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+          "U8": torch.uint8, "BOOL": torch.bool}
+
+RENAMES = [
+    (r"^(vit|deit|dinov2)\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "position"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch."),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"\.attention\.attention\.query\.", ".q."),
+    (r"\.attention\.attention\.key\.", ".k."),
+    (r"\.attention\.attention\.value\.", ".v."),
+    (r"\.attention\.output\.dense\.", ".out."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.(intermediate\.dense|mlp\.fc1)\.", ".fc1."),
+    (r"\.(output\.dense|mlp\.fc2)\.", ".fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1"),
+    (r"^layernorm\.", "norm."),
+]
+UNUSED = re.compile(r"^(classifier|pooler)\.|^embeddings\.mask_token$")
+
+
+def our_names(tensors):
+    """Rename the tensors of a published ViT and drop its heads."""
+    out = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        if not UNUSED.search(name):
+            out[name] = tensor
+    return out
+
+
+def tensor(body, entry):
+    """The tensor that a header entry describes, copied out of the bytes (n,)."""
+    dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+    rows = body[begin:end].copy().reshape((end - begin) // dtype.itemsize, dtype.itemsize)
+    return torch.from_numpy(rows).view(dtype).reshape(entry["shape"])
+
+
+def read(path):
+    """All tensors of a safetensors file, {name: tensor}; BadInput if it is cut short or malformed."""
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        if length > len(data) - 8:
+            raise ValueError(f"the header wants {length} bytes, the file has {len(data)}")
+        header = json.loads(data[8:8 + length])
+        header.pop("__metadata__", None)
+        body = np.frombuffer(data, np.uint8, offset=8 + length)
+        end = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, stop = entry["data_offsets"]
+            size = DTYPES[entry["dtype"]].itemsize * int(np.prod(entry["shape"], dtype=np.int64))
+            if begin != end or stop - begin != size:
+                raise ValueError(f"tensor {name} overlaps another, leaves a gap or has a wrong length")
+            end = stop
+        if end != len(body):
+            raise ValueError(f"the tensors need {end} bytes, the file has {len(body)}")
+        return {name: tensor(body, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise BadInput(f"{path} is no complete safetensors file ({error}): fetch it again") from None
+
+
+def write(tensors, path):
+    """Write {name: tensor} as safetensors, header padded to 8 bytes; temporary file, then rename."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, end, chunks = {}, 0, []
+    for name, tensor in tensors.items():
+        chunks.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [end, end + len(chunks[-1])]}
+        end += len(chunks[-1])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text + b"".join(chunks))
+    os.replace(temporary, path)
+
+
+def sha256(path):
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_strict(model, tensors, source):
+    """Copy tensors into a model; missing, unexpected or wrongly shaped ones raise, first five named."""
+    want = model.state_dict()
+    for kind, names in (("lacks", want.keys() - tensors.keys()),
+                        ("has unexpected", tensors.keys() - want.keys())):
+        if names:
+            raise BadInput(f"{source} {kind} {len(names)} tensors: {', '.join(sorted(names)[:5])}: "
+                           f"it is not the model that its config.json describes")
+    for name, tensor in tensors.items():
+        if tensor.shape != want[name].shape:
+            raise BadInput(f"{source}: tensor {name} has shape {tuple(tensor.shape)}, the model needs "
+                           f"{tuple(want[name].shape)}: it is not the model of its config.json")
+    model.load_state_dict({k: v.to(want[k].dtype) for k, v in tensors.items()})
