@@ -3,6 +3,8 @@
 import ast
 import sys
 
+import torch
+
 from errors import BadInput, unknown
 
 
@@ -37,6 +39,16 @@ def keywords(pairs, options, owner):
                            f"{key}={default}")
         out[key] = value
     return out
+
+
+def device(name):
+    """The device to use; "auto" is cuda where there is one. BadInput if it is not available."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise BadInput(f"--device {name} is not available here: use auto or cpu") from None
+    return name
 
 
 def table(header, rows):

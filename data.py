@@ -9,8 +9,8 @@ The eight generated tasks of suite.py need no file. A folder of IDX files (the M
 Fashion-MNIST, KMNIST, ...) is a task with `--data FOLDER`; val and calib are cut from its training
 file in a fixed random order. The four splits are disjoint.
 
-IDX file: bytes 0 0 8 d (unsigned bytes in d dimensions), d big-endian uint32 sizes, then the values;
-gzipped or not; {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz].
+IDX file: bytes 0 0 8 d (unsigned bytes in d dimensions), d big-endian uint32 sizes, the values.
+Four of them, gzipped or not: {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz].
 """
 
 import gzip
@@ -37,7 +37,8 @@ def check(task, folder=None):
         raise BadInput(f"{task} is a generated task: leave out --data, or name the task otherwise")
     if folder is not None:
         for part in ("train", "t10k"):
-            idx_path(folder, f"{part}-images-idx3-ubyte"), idx_path(folder, f"{part}-labels-idx1-ubyte")
+            idx_path(folder, f"{part}-images-idx3-ubyte")
+            idx_path(folder, f"{part}-labels-idx1-ubyte")
 
 
 def classes(task, folder=None):
@@ -60,11 +61,11 @@ def generated(task, split):
     """A split of a built-in task; drawn once per process."""
     n, seed = SPLITS[split]
     images, labels = suite.sample(task, n, seed)
-    labels = torch.from_numpy(labels)
-    return torch.from_numpy(images)[:, None], labels if split != "calib" else -torch.ones_like(labels)
+    images, labels = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+    return images, labels if split != "calib" else -torch.ones_like(labels)
 
 
-# ---- IDX files --------------------------------------------------------------------------------------------
+# ---- IDX files -----------------------------------------------------------------------------------
 
 
 def idx_path(folder, stem):
@@ -72,7 +73,8 @@ def idx_path(folder, stem):
     for name in (f"{stem}.gz", stem):
         if (path := Path(folder) / name).is_file():
             return path
-    raise BadInput(f"{folder} has no {stem}[.gz]: --data wants the four IDX files of the MNIST family")
+    raise BadInput(f"{folder} has no {stem}[.gz]: "
+                   "--data wants the four IDX files of the MNIST family")
 
 
 def read_idx(path, dimensions):
@@ -82,12 +84,14 @@ def read_idx(path, dimensions):
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be unpacked ({error}): fetch it again") from None
     if data[:4] != bytes([0, 0, 8, dimensions]):
-        raise BadInput(f"{path} starts with {data[:4].hex()}, an IDX file of {dimensions} dimensions "
-                       f"with 0000080{dimensions}: is it the right file?")
+        raise BadInput(f"{path} starts with {data[:4].hex()}, "
+                       f"an IDX file of {dimensions} dimensions with 0000080{dimensions}: "
+                       "is it the right file?")
     head = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", data[4:head]) if len(data) >= head else (0,)
     if len(data) - head != np.prod(shape, dtype=np.int64):
-        raise BadInput(f"{path} promises {shape} values and holds {max(len(data) - head, 0)} bytes: "
+        held = max(len(data) - head, 0)
+        raise BadInput(f"{path} promises {shape} values and holds {held} bytes: "
                        "it was cut short or is damaged, fetch it again")
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
@@ -99,6 +103,8 @@ def idx_folder(task, folder):
     for split, part in (("train", "train"), ("test", "t10k")):
         images = read_idx(idx_path(folder, f"{part}-images-idx3-ubyte"), 3)
         labels = read_idx(idx_path(folder, f"{part}-labels-idx1-ubyte"), 1)
+        if not len(labels):
+            raise BadInput(f"{folder}: the {part} files hold no examples")
         if len(images) != len(labels):
             raise BadInput(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
         out[split] = images, labels.astype(np.int64)
@@ -116,7 +122,9 @@ def idx_split(task, split, folder):
     if split != "test":
         order = np.random.default_rng(0).permutation(len(images))
         held = min(1000, len(images) // 10)
-        rows = {"val": order[:held], "calib": order[held:2 * held], "train": order[2 * held:]}[split]
+        rows = {"val": order[:held],
+                "calib": order[held:2 * held],
+                "train": order[2 * held:]}[split]
         images, labels = images[rows], labels[rows]
     if split == "calib":
         labels = np.full_like(labels, -1)

@@ -1,7 +1,7 @@
 """One kind of error for everything a user can get wrong.
 
 A module raises `BadInput` with one sentence that names the thing and the remedy; `train.py` and
-`eval.py` print that sentence and end with exit code 2. Anything else is a bug and keeps its traceback.
+`eval.py` print that sentence and exit with code 2. Anything else is a bug and keeps its traceback.
 """
 
 import difflib

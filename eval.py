@@ -1,13 +1,13 @@
 """Score runs on their own tasks, and merge them into one model that is scored on every task.
 
-    python eval.py runs/vit-lora-*-s0                                         # each run by itself
+    python eval.py runs/vit-lora-*-s0                        # each run by itself
     python eval.py runs/vit-lora-*-s0 --merge average,task_arithmetic,ties --sweep lam=0:1:0.05
-    python eval.py runs/vit-lora-* --by seed --merge average                  # mean and spread over seeds
-    python eval.py --list                                                     # every rule and its keys
+    python eval.py runs/vit-lora-* --by seed --merge average # mean and spread over seeds
+    python eval.py --list                                    # every rule and its keys
 
     absolute     mean over tasks of the merged model's accuracy
     normalised   mean over tasks of merged / single, each task by its own fine-tuned model
-    share        (merged - base) / (single - base) of the means: how much of the gain survives merging
+    share        (merged - base) / (single - base) of the means: what survives of the gain
 
 Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
 """
@@ -16,9 +16,7 @@ import argparse
 import itertools
 import json
 import statistics
-import sys
 
-import torch
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
@@ -33,18 +31,20 @@ from linearize import LinearizedModel
 
 
 def arguments():
+    """The command line, checked as far as it can be without loading a run."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = p.add_argument
-    add("runs", nargs="+", metavar="RUN", help="run folders made by train.py")
+    add("runs", nargs="*", metavar="RUN", help="run folders made by train.py")
     add("--merge", default="", metavar="RULE,...", help="merge the runs with these rules")
-    add("--space", choices=["weight", "adapter"], help="default: weight; adapter for --linearize model")
+    add("--space", choices=["weight", "adapter"],
+        help="default: weight, or adapter for models linearized as a whole")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the rules")
     add("--sweep", action="append", default=[], metavar="KEY=FROM:TO:STEP",
         help="values of a key to choose from on val; also KEY=a,b,c")
     add("--by", choices=["seed"], help="one merged model per seed; report mean and spread")
     add("--split", choices=["val", "test"], default="test")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
-    add("--device", default="cpu")
+    add("--device", default="auto")
     add("--json", metavar="FILE", help="also write every number to a file")
     add("--list", action="store_true", help="list the rules and stop")
     args = p.parse_args()
@@ -52,11 +52,14 @@ def arguments():
     for name in args.merge:
         if name not in merge.RULES:
             raise unknown("rule", name, merge.RULES)
+    args.device = cli.device(args.device)
+    if not args.runs and not args.list:
+        raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
 
 
 def grid(text):
-    """"lam=0:1:0.05" -> ("lam", [0, 0.05, ..., 1]); "density=0.1,0.2" -> ("density", [0.1, 0.2])."""
+    """lam=0:1:0.05 -> ("lam", [0, 0.05, ..., 1]);  density=0.1,0.2 -> ("density", [0.1, 0.2])."""
     key, _, values = text.partition("=")
     try:
         if ":" in values:
@@ -65,7 +68,8 @@ def grid(text):
             return key, [round(low + i * step, 10) for i in range(count + 1)]
         return key, [float(v) for v in values.split(",")]
     except (ValueError, ZeroDivisionError):
-        raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, or KEY=a,b,c") from None
+        raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, "
+                       "or KEY=a,b,c") from None
 
 
 def settings_of(rule, args):
@@ -83,7 +87,7 @@ def settings_of(rule, args):
 
 
 class Tasks:
-    """The tasks of a group of runs: their heads and data, and accuracy of a model on all of them."""
+    """The tasks of a group of runs: heads, data, and the accuracy of a model on all of them."""
 
     def __init__(self, group, args):
         self.args, self.runs, self.heads = args, {r["setting"]["task"]: r for r in group}, {}
@@ -119,7 +123,7 @@ def mean(scores):
 def val_curve(rule, choices, base, taus, apply, tasks, bar):
     """Mean val accuracy of every choice of settings.
 
-    Every `lam` multiplies the whole merged task vector, so the rule runs once per setting of the other
+    A `lam` multiplies the whole merged task vector, so the rule runs once per setting of the other
     keys. A model linearized as a whole is affine in its parameters, and its features with it:
     f(lam) = f(0) + lam (f(1) - f(0)), two passes for the whole sweep.
     """
@@ -127,15 +131,17 @@ def val_curve(rule, choices, base, taus, apply, tasks, bar):
     for choice in choices:
         rest = {k: v for k, v in choice.items() if k != "lam"}
         if (key := str(rest)) not in ends:
-            one = merge.RULES[rule](base, taus, **rest, **({"lam": 1.0} if "lam" in choice else {}))
-            linear = isinstance(apply(base), LinearizedModel) and "lam" in choice
-            ends[key] = one, [tasks.features(apply(p), "val") for p in (base, one)] if linear else None
+            full = rest | ({"lam": 1.0} if "lam" in choice else {})
+            one = merge.RULES[rule](base, taus, **full)
+            affine = "lam" in choice and isinstance(apply(base), LinearizedModel)
+            ends[key] = one, [tasks.features(apply(p), "val") for p in (base, one) if affine]
         (one, outputs), lam = ends[key], choice.get("lam", 1.0)
         if outputs:
             f0, f1 = outputs
             scores = tasks.scores_of({t: f0[t] + lam * (f1[t] - f0[t]) for t in f0}, "val")
         else:
-            scores = tasks.scores(apply({k: base[k] + lam * (one[k] - base[k]) for k in base}), "val")
+            merged = {k: base[k] + lam * (one[k] - base[k]) for k in base}
+            scores = tasks.scores(apply(merged), "val")
         curve.append(mean(scores))
         bar.set_postfix_str(f"{rule} {curve[-1]:.3f}", refresh=False)
         bar.update()
@@ -148,11 +154,11 @@ def evaluate(group, args, bar):
     space = args.space or spaces.default(group)
     base, taus, apply = spaces.vectors(group, space, args.device)
     rows = {"base": {"scores": tasks.scores(apply(base), args.split)}}
-    single = {}
+    single = {task: [] for task in tasks.runs}
     for run, tau in zip(group, taus):
-        task = run["setting"]["task"]
-        model = apply({k: base[k] + tau[k] for k in base})
-        single[task] = tasks.score(model, args.split, task)
+        task, model = run["setting"]["task"], apply({k: base[k] + tau[k] for k in base})
+        single[task].append(tasks.score(model, args.split, task))
+    single = {task: statistics.fmean(scores) for task, scores in single.items()}
     rows["single"] = {"scores": single}
     for rule in args.merge:
         choices = settings_of(rule, args)
@@ -161,11 +167,12 @@ def evaluate(group, args, bar):
         merged = merge.RULES[rule](base, taus, **best)
         rows[rule] = {"scores": tasks.scores(apply(merged), args.split), "chosen": best,
                       "val_curve": list(zip(choices, curve))}
+    floor, ceiling = mean(rows["base"]["scores"]), mean(single)
     for row in rows.values():
-        row["absolute"] = mean(row["scores"])
-        row["normalised"] = statistics.fmean(row["scores"][t] / max(single[t], 1e-9) for t in single)
-        gain = mean(single) - mean(rows["base"]["scores"])
-        row["share"] = (row["absolute"] - mean(rows["base"]["scores"])) / gain if gain else 0.0
+        scores = row["scores"]
+        row["absolute"] = mean(scores)
+        row["normalised"] = mean({t: scores[t] / max(single[t], 1e-9) for t in single})
+        row["share"] = (mean(scores) - floor) / (ceiling - floor) if ceiling != floor else 0.0
     return space, rows
 
 
@@ -199,12 +206,13 @@ def own_task(group, args):
 
 
 def main():
-    if "--list" in sys.argv:
-        for name, function in merge.RULES.items():
-            first, _, formula = function.__doc__.splitlines()[0].partition(".   ")
-            print(cli.entry(name, first, formula, merge.options(name)))
-        return
+    """Score the runs one by one, or merged."""
     args = arguments()
+    if args.list:
+        for name, function in merge.RULES.items():
+            title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
+            print(cli.entry(name, title, formula, merge.options(name)))
+        return
     loaded = [runs.load(folder) for folder in args.runs]
     if not args.merge:
         print(own_task(loaded, args))
@@ -218,8 +226,8 @@ def main():
         found = [evaluate(group, args, bar) for group in groups.values()]
     space, tasks = found[0][0], list(found[0][1]["base"]["scores"])
     first = loaded[0]["setting"]
-    print(f"{len(loaded)} runs, {len(groups)} merged model(s) per rule, adapter {first['adapter']}, "
-          f"linearize {first['linearize']}, space {space}, scored on {args.split}")
+    print(f"{len(loaded)} runs in {len(groups)} group(s), adapter {first['adapter']}, linearize "
+          f"{first['linearize']}, space {space}, scored on {args.split}")
     print(report([rows for _, rows in found], tasks))
     if args.json:
         runs.write_json({"space": space, "groups": {str(k): rows for k, (_, rows)

@@ -3,9 +3,9 @@
     prototypes   logits_c = 10 cos(f - mu, c_k),   c_k = mean over class k of normalised (f - mu)
     probe        logits   = W (f - mu) / sigma + b, multinomial logistic regression
 
-Both are fitted to features f (n, D) of the *pretrained* encoder on `train` and stay as they are, for
-every method and after merging: only the encoder is fine-tuned and merged. The prototypes play the part
-of CLIP's text embeddings in the papers: cheap, in closed form, and with room to improve on.
+Both are fitted to features f (n, D) of the *pretrained* encoder on `train` and stay as they are,
+for every method and after merging: only the encoder is fine-tuned and merged. The prototypes play
+the part of CLIP's text embeddings in the papers: cheap, in closed form, with room to improve on.
 """
 
 import torch
@@ -24,7 +24,7 @@ class Prototypes(nn.Module):
         self.register_buffer("c", torch.zeros(classes, width))
 
     def fit(self, features, labels):
-        """Closed form from features (n, D) and labels (n,); a class without example stays at zero."""
+        """Closed form from features (n, D), labels (n,); a class without example stays at zero."""
         self.mu = features.mean(0)
         one_hot = F.one_hot(labels, len(self.c)).to(features.dtype)                       # (n, K)
         sums = one_hot.T @ F.normalize(features - self.mu, dim=1)
@@ -71,7 +71,7 @@ HEADS = {"prototypes": Prototypes, "probe": Probe}
 
 @torch.no_grad()
 def features(model, images, batch=250):
-    """Features (n, D) of images (n, C, H, W), in chunks, on the device and in the dtype of the model."""
+    """Features (n, D) of images (n, C, H, W), in chunks, with the model's device and dtype."""
     like = next(model.parameters())
     return torch.cat([model(chunk.to(like)) for chunk in images.split(batch)])
 

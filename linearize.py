@@ -8,9 +8,10 @@ Shapes   p, p0 dicts name -> tensor · x (B, ...) -> f (B, D) or any tensor
 
 Two readings, for every adapter:
 
-    model   f is the whole encoder. f_lin is affine in p, so adding task vectors adds outputs exactly:
+    model   f is the whole encoder. f_lin is affine in p: adding task vectors adds outputs exactly,
             f_lin(p0 + t1 + t2) - f(p0) = [f_lin(p0 + t1) - f(p0)] + [f_lin(p0 + t2) - f(p0)].
-            Not a weight edit: merged in adapter space, evaluated through the jvp, 2 to 3 times the cost.
+            Not a weight edit: merged in adapter space, evaluated through the jvp, at 2 to 3 times
+            the cost.
     layer   f is one adapter layer, as in the paper's released code; the network between the layers
             stays non-linear, so outputs do not add. It has a dense delta and costs what LoRA costs.
 
@@ -57,7 +58,8 @@ class LinearizedModel(nn.Module):
         self.model, self.p0 = model, snapshot(model)
 
     def forward(self, x):
-        return taylor(lambda p: functional_call(self.model, p, (x,)), self.p0, trainable(self.model))
+        f = lambda p: functional_call(self.model, p, (x,))
+        return taylor(f, self.p0, trainable(self.model))
 
     def param_groups(self, groups):
         """The layers' optimizer groups, without decay where p0 is not zero."""
@@ -123,9 +125,9 @@ class _Call(nn.Module):
 def adapt(encoder, adapter, reading="off", targets="all", *, generator=None, **hp):
     """Inject an adapter and apply a reading: returns the model to train and the layers' names.
 
-    An adapter that is itself the closed form of another's layer expansion names it in `expands`. The
-    layer reading uses the closed form where there is one and wraps every layer in LayerTaylor where
-    there is none; the model reading expands the plain adapter, which has the same first order.
+    An adapter that is itself the closed form of another's layer expansion names it in `expands`.
+    The layer reading uses the closed form where there is one and wraps every layer in LayerTaylor
+    where there is none; the model reading expands the plain adapter, of the same first order.
     """
     plain = vars(ADAPTERS[adapter]).get("expands") or adapter if adapter in ADAPTERS else adapter
     closed = [key for key, cls in ADAPTERS.items() if vars(cls).get("expands") == plain]

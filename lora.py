@@ -108,8 +108,9 @@ class LoRA(Adapter):
         super().__init__(base)
         out_features, in_features = base.weight.shape
         if not 1 <= rank <= min(in_features, out_features):
-            raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and {out_features} "
-                           f"outputs: choose --rank between 1 and {min(in_features, out_features)}")
+            raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and "
+                           f"{out_features} outputs: "
+                           f"choose --rank between 1 and {min(in_features, out_features)}")
         self.scale = alpha / rank
         A = torch.rand(rank, in_features, generator=generator) * 2 - 1
         self.A = nn.Parameter((A / math.sqrt(in_features)).to(base.weight))

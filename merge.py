@@ -2,10 +2,11 @@
 
     tau_t = theta_t - theta_0                                             the task vector of task t
 
-A rule is a pure function `rule(base, taus, *, ...) -> merged`: `base` (theta_0) and every tau are dicts
-name -> tensor with the same keys and shapes, T of them in the order given; `merged` has those keys too.
-Inputs are never changed. A keyword `lam` always scales the whole merged task vector:
-merged(lam) = base + lam (merged(1) - base). Arithmetic is float32 or better, cast back to the dtype of `base` once.
+A rule is a pure function `rule(base, taus, *, ...) -> merged`: `base` (theta_0) and every tau are
+dicts name -> tensor with the same keys and shapes, T of them in the order given; `merged` has those
+keys too. Inputs are never changed. A keyword `lam` always scales the whole merged task vector:
+merged(lam) = base + lam (merged(1) - base). Arithmetic is float32 or better, cast back to the dtype
+of `base` once.
 
 What the dict holds is the caller's choice, and not the same thing (`eval.py --space`):
     weight    W0 and the dense delta of every layer: any adapters and ranks merge, and T adapters of
@@ -48,11 +49,13 @@ def check(base, taus):
                            f"{', '.join(differing[:5])}: merge runs that adapt the same layers")
         shapes = [k for k in sorted(base) if base[k].shape != tau[k].shape]
         if shapes:
-            told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}" for k in shapes[:5])
+            told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}"
+                             for k in shapes[:5])
             raise BadInput(f"task vector {t} has {len(shapes)} tensors of another shape: {told}")
         bad = [k for k in sorted(tau) if not torch.isfinite(tau[k]).all()]
         if bad:
-            raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: retrain it")
+            raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: "
+                           "retrain it")
 
 
 def options(name):
@@ -72,7 +75,7 @@ def unflatten(vector, like):
     return {k: part.view(like[k].shape) for k, part in zip(sorted(like), parts)}
 
 
-# ---- arithmetic -------------------------------------------------------------------------------------------
+# ---- arithmetic ----------------------------------------------------------------------------------
 
 
 @rule
@@ -87,7 +90,7 @@ def task_arithmetic(base, taus, *, lam=0.3):
     return {k: base[k] + lam * sum(tau[k] for tau in taus) for k in base}
 
 
-# ---- sparsify and elect -----------------------------------------------------------------------------------
+# ---- sparsify and elect --------------------------------------------------------------------------
 
 
 def trim(vector, density):
@@ -103,7 +106,7 @@ def trim(vector, density):
 
 
 def elect(vectors):
-    """Sign of the summed vectors (T, n) per entry; a sum of zero takes the majority sign, else +1."""
+    """Sign of the summed vectors (T, n) per entry; a zero sum takes the majority sign, else +1."""
     sign = sum(vectors).sign()
     return torch.where(sign == 0, 1.0 if sign.sum() >= 0 else -1.0, sign)
 

@@ -58,7 +58,8 @@ class ViT(nn.Module):
     """The encoder, images (B, C, H, W) in [0, 1] -> features (B, width).
 
     Grey pictures are repeated for a three-channel encoder and colour is averaged for a one-channel
-    one; pictures of another size are resized to `image`. `mean` and `std` (per channel) are the input normalisation of the pretraining.
+    one; pictures of another size are resized to `image`. `mean` and `std` (per channel) are the
+    input normalisation of the pretraining.
     """
 
     def __init__(self, *, image=28, patch=7, channels=1, width=192, depth=4, heads=6, hidden=768,
@@ -75,6 +76,7 @@ class ViT(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images):
+        """Features (B, width) of images (B, C, H, W): the last LayerNorm at the class token."""
         if images.shape[1] != self.channels:
             images = images.mean(1, keepdim=True).expand(-1, self.channels, -1, -1)
         if images.shape[-2:] != (self.image, self.image):
@@ -106,18 +108,18 @@ def settings(folder):
         if config.get("hidden_act", "gelu") != "gelu" or config.get("use_swiglu_ffn"):
             raise BadInput(f"{path}: only the GELU MLP is supported")
         width = config["hidden_size"]
+        hidden = config.get("intermediate_size") or round(width * config.get("mlp_ratio", 4))
         out = dict(image=config["image_size"], patch=config["patch_size"], width=width,
                    channels=config.get("num_channels", 3), depth=config["num_hidden_layers"],
                    heads=config["num_attention_heads"], eps=config.get("layer_norm_eps", 1e-12),
-                   hidden=config.get("intermediate_size") or round(width * config.get("mlp_ratio", 4)),
-                   layer_scale=kind == "dinov2", **NORMALISATION[kind])
+                   hidden=hidden, layer_scale=kind == "dinov2", **NORMALISATION[kind])
         if (extra := folder / "preprocessor_config.json").exists():
             given = json.loads(extra.read_text())
             out |= {k: tuple(given[f"image_{k}"]) for k in ("mean", "std") if f"image_{k}" in given}
         return out
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise BadInput(f"{path} cannot be used ({type(error).__name__}: {error}): give --model a folder "
-                       "with model.safetensors and config.json") from None
+        raise BadInput(f"{path} cannot be used ({type(error).__name__}: {error}): "
+                       "give --model a folder with model.safetensors and config.json") from None
 
 
 def resize_position(position, grid):
@@ -134,8 +136,8 @@ def load(name_or_folder, image=None, random_weights=False):
 
     name_or_folder   a folder of checkpoints/, or any folder with model.safetensors and config.json:
                      ours, Hugging Face ViT or DeiT, DINOv2
-    image            input size in pixels if it differs from the pretraining's; images are resized to
-                     it and position embeddings to its grid
+    image            input size in pixels if it differs from the pretraining's; images are resized
+                     to it and position embeddings to its grid
     random_weights   keep the architecture, forget the pretraining: seed 0 of PyTorch's own init
     """
     built_in = BUILT_IN / str(name_or_folder)
@@ -153,7 +155,8 @@ def load(name_or_folder, image=None, random_weights=False):
         weights.load_strict(model, weights.our_names(weights.read(file)), file)
     if image is not None and image != model.image:
         if image % model.patch.stride[0]:
-            raise BadInput(f"image size {image} is no multiple of the patch size {model.patch.stride[0]}")
+            raise BadInput(f"image size {image} is no multiple of "
+                           f"the patch size {model.patch.stride[0]}")
         model.position = nn.Parameter(
             resize_position(model.position.detach(), image // model.patch.stride[0]))
         model.image = image

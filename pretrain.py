@@ -8,7 +8,7 @@ texture lies behind it, how many dots there are and in which direction the compa
 letters and arrows are never drawn. The attribute heads are thrown away; the encoder is what the
 eight tasks of suite.py fine-tune, as CLIP is what the papers fine-tune.
 
-    python pretrain.py                      # rewrites checkpoints/vit; the README says how long it took
+    python pretrain.py                  # rewrites checkpoints/vit; the README says how long it took
 """
 
 import argparse
@@ -55,7 +55,8 @@ def scenes(rng, n):
     alpha[shape] = suite.blobs(symbol[shape] - GLYPHS, x[shape], y[shape], size[shape] * 1.1,
                                angle[shape], np.where(outlined, 0.6 * pen, 0)[shape])
     label |= {"symbol": symbol, "x": bins(x, -0.5, 0.5, 4), "y": bins(y, -0.5, 0.5, 4),
-              "size": bins(size, 0.35, 0.65, 3), "pen": np.where(is_shape, -1, bins(pen, 0.1, 0.25, 2)),
+              "size": bins(size, 0.35, 0.65, 3),
+              "pen": np.where(is_shape, -1, bins(pen, 0.1, 0.25, 2)),
               "rotation": bins(angle, -np.pi / 4, np.pi / 4, 4),
               "outlined": np.where(is_shape, outlined, -1)}
 
@@ -67,7 +68,7 @@ def scenes(rng, n):
         alpha[has] = np.maximum(alpha[has], dot)
 
     heading, has = rng.uniform(0, 2 * np.pi, n), np.flatnonzero(rng.random(n) < 0.3)
-    reach = (size + 0.3)[has]                        # a small shape beside the symbol, inside the frame
+    reach = (size + 0.3)[has]                        # a small shape beside the symbol, in the frame
     x2 = np.clip(x[has] + reach * np.cos(heading[has]), -0.8, 0.8)
     y2 = np.clip(y[has] + reach * np.sin(heading[has]), -0.8, 0.8)
     small = suite.blobs(rng.integers(0, 8, len(has)), x2, y2, 0.2, rng.uniform(0, 6, len(has)))
@@ -89,7 +90,7 @@ def scenes(rng, n):
 
 
 def attribute_losses(logits, label):
-    """{attribute: mean cross entropy over the scenes where it is defined}, from (n, all classes)."""
+    """{attribute: mean cross entropy over the scenes that define it}, from (n, all classes)."""
     parts = logits.split([classes for classes, _ in ATTRIBUTES.values()], 1)
     return {a: F.cross_entropy(part, label[a], ignore_index=-1)
             for (a, part) in zip(ATTRIBUTES, parts)}
@@ -124,10 +125,12 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
     bar = tqdm(total=steps, desc="pretraining", mininterval=1)
     while bar.n < steps:
         images, label = tensors(rng, ROUND)
-        for rows in torch.cat([torch.randperm(ROUND, generator=order) for _ in range(2)]).split(batch):
+        twice = torch.cat([torch.randperm(ROUND, generator=order) for _ in range(2)])
+        for rows in twice.split(batch):
             if bar.n == steps:
                 break
-            losses = attribute_losses(head(model(images[rows])), {a: v[rows] for a, v in label.items()})
+            losses = attribute_losses(head(model(images[rows])),
+                                      {a: v[rows] for a, v in label.items()})
             loss = sum(ATTRIBUTES[a][1] * value for a, value in losses.items())
             optimizer.zero_grad()
             loss.backward()
@@ -141,6 +144,7 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
 
 
 def main():
+    """Pretrain from the command line and write the folder of the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--width", type=int, default=192)
@@ -159,7 +163,8 @@ def main():
     held_out = accuracy(model, head, *tensors(np.random.default_rng([args.seed, 2]), 5000))
     print("held-out scenes: " + "  ".join(f"{a} {v:.2f}" for a, v in held_out.items()))
     args.out.mkdir(parents=True, exist_ok=True)
-    weights.write({k: v.half() for k, v in model.state_dict().items()}, args.out / "model.safetensors")
+    half = {k: v.half() for k, v in model.state_dict().items()}
+    weights.write(half, args.out / "model.safetensors")
     runs.write_json({"model_type": "vit_encoder"} | config, args.out / "config.json")
     print(f"wrote {args.out}")
 

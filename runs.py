@@ -5,13 +5,13 @@
     log.csv       step, loss, learning rate
     result.json   accuracies, counts, seconds
 
-While it trains, a run lives in `<out>.partial` with resume.pt; the finished folder appears under its
-own name by one rename. Files are written under a temporary name first.
+While it trains, a run lives in `<out>.partial` with resume.pt; the finished folder appears under
+its own name by one rename. Files are written under a temporary name first.
 
-adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base checkpoint,
-the head, the torch version, and by parameter name: `start` (the values before training: A0, B0, the
-expansion point), `trained`, and the adapter's `buffers`. trained - start is the task vector in adapter
-space.
+adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base
+checkpoint, the head, the torch version, and by parameter name: `start` (the values before training:
+A0, B0, the expansion point), `trained`, and the adapter's `buffers`. trained - start is the task
+vector in adapter space.
 """
 
 import csv
@@ -61,7 +61,7 @@ def load_tensors(path):
                        "train the run again") from None
 
 
-# ---- the adapter inside a model ---------------------------------------------------------------------------
+# ---- the adapter inside a model ------------------------------------------------------------------
 
 
 def state(model):
@@ -82,13 +82,13 @@ def set_tensors(model, trained, buffers, source):
                            f"{', '.join(differing[:5])}: it does not belong to this adapter")
         for name, tensor in given.items():
             if tensor.shape != want[name].shape:
-                raise BadInput(f"{source}: {name} has shape {tuple(tensor.shape)}, the adapter needs "
-                               f"{tuple(want[name].shape)}")
+                raise BadInput(f"{source}: {name} has shape {tuple(tensor.shape)}, "
+                               f"the adapter needs {tuple(want[name].shape)}")
             module, _, leaf = name.rpartition(".")
             getattr(encoder.get_submodule(module), leaf).detach().copy_(tensor)
 
 
-# ---- writing ----------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def start_folder(folder, setting):
@@ -141,13 +141,13 @@ def save_run(out, setting, model, layers, head, start, result, log):
     shutil.rmtree(old, ignore_errors=True)
 
 
-# ---- reading ----------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def load(folder):
     """A finished run as the dict of adapter.pt plus `folder` and `result`."""
     folder = Path(folder)
-    if not (folder / "adapter.pt").is_file():
+    if not all((folder / name).is_file() for name in ("adapter.pt", "result.json")):
         hint = ": it was interrupted, continue it with train.py --resume" \
             if partial(folder).exists() or folder.suffix == ".partial" else ""
         raise BadInput(f"{folder} is no run folder, it has no adapter.pt{hint}; "
@@ -163,8 +163,8 @@ def base_encoder(run, device="cpu"):
     s = run["setting"]
     encoder = models.load(s["model"], s["size"], s["random_weights"])
     if encoder.sha256 != run["base"]["sha256"]:
-        raise BadInput(f"{run['folder']} was trained on another checkpoint: {s['model']} has sha256 "
-                       f"{encoder.sha256[:12]}, the run {run['base']['sha256'][:12]}")
+        raise BadInput(f"{run['folder']} was trained on another checkpoint: {s['model']} has "
+                       f"sha256 {encoder.sha256[:12]}, the run {run['base']['sha256'][:12]}")
     return encoder.to(device, getattr(torch, s["dtype"]))
 
 

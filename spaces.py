@@ -3,13 +3,13 @@
     weight    base = W0 (and b0) of the adapted layers, tau_t = dense delta_weight() of run t.
               Any ranks, alphas and adapter kinds merge; task arithmetic on LoRA gives
               s lam sum_t B_t A_t, of rank up to T r.
-    adapter   base = the adapter parameters before training, tau_t = trained_t - start. What the L-LoRA
-              paper does. For LoRA the merged factors multiply out to
+    adapter   base = the adapter parameters before training, tau_t = trained_t - start. What the
+              L-LoRA paper does. For LoRA the merged factors multiply out to
               s lam^2 (sum_i B_i)(A0 + ...), with cross terms B_i A_j: not the same model.
               For a model linearized as a whole it is the only space, and exact: outputs are affine
               in the parameters, so adding task vectors adds outputs.
 
-Both give (base, taus, apply): `apply(merged)` returns the model that computes with the merged tensors.
+Both give (base, taus, apply): `apply(merged)` returns the model with the merged tensors.
 """
 
 import copy
@@ -30,23 +30,23 @@ def check(group, space):
             raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
                            "task vectors only add up around the same point")
         if (run["setting"]["linearize"] == "model") != (first["setting"]["linearize"] == "model"):
-            raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; merge runs "
-                           "of the same --linearize")
+            raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; "
+                           "merge runs of the same --linearize")
         if run["layers"] != first["layers"]:
             odd = sorted(set(run["layers"]) ^ set(first["layers"]))
-            raise BadInput(f"{pair} adapt different layers ({', '.join(odd[:5])}): train both with the "
-                           "same --targets")
+            raise BadInput(f"{pair} adapt different layers ({', '.join(odd[:5])}): "
+                           "train both with the same --targets")
         if space == "adapter":
             same = [(r["setting"]["adapter"], r["setting"]["linearize"], r["setting"]["hp"])
                     for r in (first, run)]
             if same[0] != same[1]:
-                raise BadInput(f"{pair} have different adapters or settings: --space adapter needs the "
-                               "same kind, rank and alpha; --space weight merges any")
+                raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
+                               "the same kind, rank and alpha; --space weight merges any")
             for part in ("start", "buffers"):
                 moved = [k for k in first[part] if not torch.equal(first[part][k], run[part][k])]
                 if moved:
-                    raise BadInput(f"{pair} start from different {moved[0]}: train with the same --seed, "
-                                   "or merge with --space weight")
+                    raise BadInput(f"{pair} start from different {moved[0]}: "
+                                   "train with the same --seed, or merge with --space weight")
 
 
 def default(group):
@@ -62,7 +62,7 @@ def vectors(group, space, device="cpu"):
 
 
 def weight_space(group, encoder):
-    """Dense deltas of every adapted layer; a bias that only some runs train is zero in the others."""
+    """Dense deltas of every adapted layer; a bias only some runs train is zero in the others."""
     if group[0]["setting"]["linearize"] == "model":
         raise lora.NotMergeable("a model linearized as a whole is not an edit of the weights: "
                                 "merge it with --space adapter")

@@ -7,14 +7,21 @@ Grey 28x28 pictures, float32 in [0, 1], made of three primitives, each batched o
     textures   eight kinds of background, with orientation, frequency and phase
 
 Coordinates run from -1 to 1, x to the right, y down; a pixel is 2/28 wide. A drawing is a coverage
-`alpha` (n, 28, 28) in [0, 1]; `finish` lays it over a background and adds contrast, polarity, noise.
+`alpha` (n, 28, 28) in [0, 1]; `finish` lays it over a background and adds contrast, polarity and
+noise.
 
-The scenes of `pretrain.py` use the same primitives but never a digit, a letter or an arrow, and less
-noise, rotation and clutter: each task is a domain shift of its own against the pretrained encoder.
-A task is `draw(rng, y) -> images`; `sample` cuts the stream into chunks of 500 images, each from its
-own generator `default_rng([seed, task, chunk])`, so any prefix of whole chunks is the same picture
-for picture, whatever is asked for later.
+The scenes of `pretrain.py` use the same primitives but never a digit, a letter or an arrow, and
+less noise, rotation and clutter: each task is a domain shift of its own against the pretraining.
+A task is `draw(rng, y) -> images`; `sample` cuts the stream into chunks of 500 images, each from
+its own generator `default_rng([seed, task, chunk])`, so any prefix of whole chunks is the same
+picture for picture, whatever is asked for later.
+
+    python suite.py figures/suite.png  # fourteen examples of every task, one row each
 """
+
+import struct
+import sys
+import zlib
 
 import numpy as np
 
@@ -24,14 +31,14 @@ CHUNK = 500
 SHAPES = ["disc", "square", "triangle", "cross", "ring", "star", "bar", "crescent"]
 TEXTURES = ["sine", "square_wave", "product", "checker", "rings", "thin_lines", "noise", "blocks"]
 
-# Glyphs are polylines on the unit square [-1, 1]^2, as strings of lattice points: column 0-2, row 0-4.
+# Glyphs are polylines over lattice points "column row", columns 0-2 and rows 0-4 of [-1, 1]^2.
 GLYPHS = {
     "0": "00 20 24 04 00", "1": "01 10 14", "2": "00 20 22 02 04 24", "3": "00 20 12 22 24 04",
     "4": "10 03 23 21 24", "5": "20 00 02 22 24 04", "6": "20 00 04 24 22 02", "7": "00 20 14",
     "8": "00 20 24 04 00 02 22", "9": "22 02 00 20 24 04",
-    "A": "04 10 24 23 03", "E": "20 00 04 24 02 22", "F": "20 00 04 02 22", "H": "00 04 02 22 20 24",
-    "K": "00 04 02 20 02 24", "T": "00 20 10 14", "X": "00 24 12 20 04", "Y": "00 12 20 12 14",
-    "P": "04 00 20 22 02", "C": "20 00 04 24", "arrow": "14 10 02 10 22",
+    "A": "04 10 24 23 03", "E": "20 00 04 24 02 22", "F": "20 00 04 02 22",
+    "H": "00 04 02 22 20 24", "K": "00 04 02 20 02 24", "T": "00 20 10 14", "X": "00 24 12 20 04",
+    "Y": "00 12 20 12 14", "P": "04 00 20 22 02", "C": "20 00 04 24", "arrow": "14 10 02 10 22",
 }
 
 
@@ -49,7 +56,7 @@ def segments(name, slots=8):
 
 
 def lattice_walks(rng, n, slots=8):
-    """n random glyphs (n, slots, 4): 4 to 6 strides between neighbouring points of a 3x3 lattice."""
+    """n random glyphs (n, slots, 4): 4 to 6 strides between neighbours on a 3x3 lattice."""
     strides, points = rng.integers(4, 7, n), [rng.integers(-1, 2, (n, 2))]
     for _ in range(slots):
         here = points[-1]
@@ -163,7 +170,7 @@ def apart(rng, n, least):
     return a, b
 
 
-# ---- the eight tasks: draw(rng, y) -> (n, 28, 28), y the labels -------------------------------------------
+# ---- the eight tasks: draw(rng, y) -> (n, 28, 28), y the labels ---------------------------------
 
 
 def digits(rng, y):
@@ -281,3 +288,22 @@ def sample(task, n, seed):
         labels.append(rng.integers(0, classes, CHUNK))
         images.append(draw(rng, labels[-1]))
     return np.concatenate(images)[:n], np.concatenate(labels)[:n]
+
+
+def write_png(picture, path):
+    """Grey picture (h, w) in [0, 1] as an 8-bit PNG: signature, header, zlib-packed rows, end."""
+    rows = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
+    chunk = lambda kind, body: (struct.pack(">I", len(body)) + kind + body
+                                + struct.pack(">I", zlib.crc32(kind + body)))
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 9)
+    header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], 8, 0, 0, 0, 0)
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed)
+                   + chunk(b"IEND", b""))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python suite.py FILE.png")
+    shown = [np.hstack([np.pad(image, 1) for image in sample(task, 14, 101)[0]]) for task in TASKS]
+    write_png(np.vstack(shown).repeat(2, 0).repeat(2, 1), sys.argv[1])

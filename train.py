@@ -9,7 +9,6 @@ import argparse
 import copy
 import math
 import shutil
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -48,7 +47,7 @@ def arguments():
     add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
     add("--rank", type=int)
     add("--alpha", type=float)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key of the adapter")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
     add("--steps", type=int, default=200)
     add("--batch", type=int, default=32)
     add("--lr", type=float, help="default: the adapter's own")
@@ -81,23 +80,28 @@ def resolve(args):
     for k in flags:
         if k not in keys:
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {"adapter": args.adapter, "hp": keys | flags | cli.keywords(args.set, keys, args.adapter),
-            "linearize": reading, "targets": args.targets, "model": args.model, "size": args.size,
+    hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
+    return {"adapter": args.adapter, "hp": hp, "linearize": reading,
+            "targets": args.targets, "model": args.model, "size": args.size,
             "random_weights": args.random_weights, "head": args.head, "data": args.data,
             "limit": args.limit, "steps": args.steps, "batch": args.batch,
             "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
-            "device": device, "dtype": args.dtype}
+            "device": cli.device(args.device), "dtype": args.dtype}
 
 
 def out_folder(args, setting, task):
-    """runs/{model}-{adapter}-{task}-s{seed}; a linearized adapter is called l_lora.model and so on."""
+    """runs/{model}-{adapter}-{task}-s{seed}; {adapter} names the reading: lora, l_lora.model."""
     name = setting["adapter"]
     if setting["linearize"] != "off":
         name += f".{setting['linearize']}"
-    return Path(args.out.format(model=Path(args.model).name, adapter=name, task=task, seed=args.seed))
+    if args.task == "all" and "{task}" not in args.out:
+        raise BadInput(f"--out {args.out}: with --task all it must contain {{task}}")
+    try:
+        return Path(args.out.format(model=Path(args.model).name, adapter=name, task=task,
+                                    seed=args.seed))
+    except (KeyError, IndexError, ValueError):
+        raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{task}} and {{seed}} "
+                       "are filled in") from None
 
 
 def check_out(out, args):
@@ -105,16 +109,19 @@ def check_out(out, args):
     if args.overwrite:
         shutil.rmtree(runs.partial(out), ignore_errors=True)
         return True
-    if out.exists() and not args.resume:
-        raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+    if out.exists():
+        if not args.resume:
+            raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+        print(f"{out} is finished: skipped")
+        return False
     if runs.partial(out).exists() and not args.resume:
         raise BadInput(f"{runs.partial(out)} is an interrupted run: --resume continues it, "
                        "--overwrite starts again")
-    return not out.exists()
+    return True
 
 
 def batch_rows(n, batch, step, seed):
-    """Rows of the batch of step 0, 1, ...: a new permutation every epoch, a function of its arguments."""
+    """Rows of the batch of step 0, 1, ...: a permutation per epoch, a function of its arguments."""
     batch = min(batch, n)
     epoch, i = divmod(step, n // batch)
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -139,9 +146,10 @@ def describe(model, setting, layers):
     count = sum(p.numel() for p in lora.trainable(encoder).values())
     base = sum(p.numel() for p in encoder.parameters()) - count
     closed = sum(layer.trainable_count() for layer in lora.adapters(encoder).values())
-    print(f"frozen {base:,} parameters of the encoder; trainable {count:,}, {count / base:.2%} of that "
-          f"(closed form {closed:,})")
-    what = {"off": "not linearized", "layer": "each layer expanded to first order (the released code)",
+    print(f"frozen {base:,} parameters of the encoder; trainable {count:,}, {count / base:.2%} of "
+          f"that (closed form {closed:,})")
+    what = {"off": "not linearized",
+            "layer": "each layer expanded to first order (the paper's released code)",
             "model": "the whole model expanded to first order by jvp (the paper's equation)"}
     print(f"linearize {setting['linearize']}: {what[setting['linearize']]}")
     return count, base
@@ -201,26 +209,29 @@ def train(setting, task, out):
     split = {name: data.load(task, name, setting["data"], setting["limit"])
              for name in ("train", "val", "test")}
     images, labels = split["train"]
-    head = HEADS[setting["head"]](base.norm.normalized_shape[0], data.classes(task, setting["data"]))
+    width, classes = base.norm.normalized_shape[0], data.classes(task, setting["data"])
+    head = HEADS[setting["head"]](width, classes)
     head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
                                    labels[:EXAMPLES].to(setting["device"]))
     start, _ = runs.state(model)
     base_val = accuracy(base, head, *split["val"])
     log = fit(model, head, images, labels, setting, folder)
     result = {"base_val": base_val, "val": accuracy(model, head, *split["val"]),
-              "test": accuracy(model, head, *split["test"]), "trainable": trainable, "frozen": frozen,
-              "seconds": round(time.time() - began, 1)}
+              "test": accuracy(model, head, *split["test"]), "trainable": trainable,
+              "frozen": frozen, "seconds": round(time.time() - began, 1)}
     runs.save_run(out, setting, model, layers, head, start, result, log)
-    print(f"base val {base_val:.3f}  val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}  "
-          f"({result['seconds']:.0f} s)\n", flush=True)
+    print(f"base val {base_val:.3f} before training, {result['seconds']:.0f} s")
+    print(f"val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}", flush=True)
 
 
 def main():
-    if "--list" in sys.argv:
-        for name, cls in sorted(lora.ADAPTERS.items()):
-            print(cli.entry(name, lora.paper(cls), cls.__doc__.splitlines()[0], lora.hyperparameters(cls)))
-        return
+    """One run, or one per task."""
     args = arguments()
+    if args.list:
+        for name, cls in sorted(lora.ADAPTERS.items()):
+            summary = cls.__doc__.splitlines()[0]
+            print(cli.entry(name, lora.paper(cls), summary, lora.hyperparameters(cls)))
+        return
     setting = resolve(args)
     tasks = list(suite.TASKS) if args.task == "all" else [args.task]
     for task in tasks:
@@ -229,8 +240,11 @@ def main():
             if check_out(out := out_folder(args, setting, task), args)]
     for task, out in todo:
         train(setting, task, out)
-    print(f"next: python eval.py {out_folder(args, setting, '*' if len(tasks) > 1 else tasks[0])}"
-          + (" --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" if len(tasks) > 1 else ""))
+    if len(tasks) > 1:
+        print(f"next: python eval.py {out_folder(args, setting, '*')} "
+              "--merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
+    else:
+        print(f"next: python eval.py {out_folder(args, setting, tasks[0])}")
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def tensor(body, entry):
 
 
 def read(path):
-    """All tensors of a safetensors file, {name: tensor}; BadInput if it is cut short or malformed."""
+    """All tensors of a safetensors file, {name: tensor}; BadInput if cut short or malformed."""
     with open(path, "rb") as file:
         data = file.read()
     try:
@@ -90,21 +90,24 @@ def read(path):
             begin, stop = entry["data_offsets"]
             size = DTYPES[entry["dtype"]].itemsize * int(np.prod(entry["shape"], dtype=np.int64))
             if begin != end or stop - begin != size:
-                raise ValueError(f"tensor {name} overlaps another, leaves a gap or has a wrong length")
+                raise ValueError(f"tensor {name} overlaps another, leaves a gap "
+                                 "or has a wrong length")
             end = stop
         if end != len(body):
             raise ValueError(f"the tensors need {end} bytes, the file has {len(body)}")
         return {name: tensor(body, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise BadInput(f"{path} is no complete safetensors file ({error}): fetch it again") from None
+        raise BadInput(f"{path} is no complete safetensors file ({error}): "
+                       "fetch it again") from None
 
 
 def write(tensors, path):
-    """Write {name: tensor} as safetensors, header padded to 8 bytes; temporary file, then rename."""
+    """Write {name: tensor} as safetensors, header padded to 8 bytes; temporary file, rename."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header, end, chunks = {}, 0, []
     for name, tensor in tensors.items():
-        chunks.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        chunks.append(flat.view(torch.uint8).numpy().tobytes())
         header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [end, end + len(chunks[-1])]}
         end += len(chunks[-1])
@@ -123,7 +126,7 @@ def sha256(path):
 
 
 def load_strict(model, tensors, source):
-    """Copy tensors into a model; missing, unexpected or wrongly shaped ones raise, first five named."""
+    """Copy tensors into a model; missing, unexpected or misshapen ones raise, first five named."""
     want = model.state_dict()
     for kind, names in (("lacks", want.keys() - tensors.keys()),
                         ("has unexpected", tensors.keys() - want.keys())):
@@ -132,6 +135,7 @@ def load_strict(model, tensors, source):
                            f"it is not the model that its config.json describes")
     for name, tensor in tensors.items():
         if tensor.shape != want[name].shape:
-            raise BadInput(f"{source}: tensor {name} has shape {tuple(tensor.shape)}, the model needs "
-                           f"{tuple(want[name].shape)}: it is not the model of its config.json")
+            raise BadInput(f"{source}: tensor {name} has shape {tuple(tensor.shape)}, "
+                           f"the model needs {tuple(want[name].shape)}: "
+                           "it is not the model of its config.json")
     model.load_state_dict({k: v.to(want[k].dtype) for k, v in tensors.items()})

@@ -1,6 +1,6 @@
 """Full fine-tuning of the adapted layers, the baseline. With --linearize model: arXiv:2305.12827
 
-    W_eff = W0 + D,   b_eff = b0 + d                     D (out, in) and d (out,) trainable, start at 0
+    W_eff = W0 + D,   b_eff = b0 + d                 D (out, in) and d (out,) trainable, start at 0
 
 Shapes   W0 (out, in) frozen · b0 (out,) frozen · x (..., in) -> y (..., out)
          trainable in * out (+ out with a bias);  the task vector is D itself

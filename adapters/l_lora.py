@@ -2,19 +2,20 @@
 
     f_lin(x; p) = f(x; p0) + J f(x; p0) (p - p0),   p = (A, B) of every layer           eq. 3
 
-Only the adapter is linearized, the pretrained model stays as it is. The paper writes f for the whole
-network: that is `--adapter l_lora`, the jvp of linearize.py. Its released code expands each LoRA layer
-by itself: that is `--adapter l_lora --linearize layer`, and this class, where the jvp has a closed form:
+Only the adapter is linearized, the pretrained model stays as it is. The paper writes f for the
+whole network: that is `--adapter l_lora`, the jvp of linearize.py. Its released code expands each
+LoRA layer by itself: that is `--adapter l_lora --linearize layer`, and this class, where the jvp
+has a closed form:
 
     y = x W0^T + s [ (x A0^T) B^T + (x (A - A0)^T) B0^T ],    delta = s [ B A0 + B0 (A - A0) ]
 
 Shapes   W0 (out, in) frozen · A, A0 (r, in) · B, B0 (out, r) · x (..., in) -> y (..., out)
          trainable r (in + out), of which the r in of A never move as long as B0 = 0
 Differs  the paper's code decays A although no gradient reaches it; here A is not decayed.
-Trap     with B0 = 0 the gradient of A is exactly zero for ever, in both readings: the layer reading is
-         LoRA with A frozen at its random start, and merging must use A0. Expanding this layer once
-         more around (A0, B0) gives the same first order as expanding LoRA; the whole-model reading
-         is therefore built on plain LoRA, which is cheaper.
+Trap     with B0 = 0 the gradient of A is exactly zero for ever, in both readings: the layer reading
+         is LoRA with A frozen at its random start, and merging must use A0. Expanding this layer
+         once more around (A0, B0) gives the same first order as expanding LoRA; the whole-model
+         reading is therefore built on plain LoRA, which is cheaper.
 """
 
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Fixtures: a checkpoint small enough to train in milliseconds, and the real files if they are there."""
+"""Fixtures: a checkpoint small enough to train in milliseconds, and the real files if present."""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """A Vision Transformer in numpy that reads Hugging Face names, written from the papers.
 
-Independent of models.py and weights.py: float64, loops over heads, its own safetensors parsing. Used to
-check what models.load makes of a published checkpoint.
+Independent of models.py and weights.py: float64, loops over heads, its own safetensors parsing.
+Used to check what models.load makes of a published checkpoint.
 """
 
 import json
@@ -43,7 +43,7 @@ def attention(x, w, prefix, heads):
 
 
 def vit(image, w, *, heads, patch, eps, position, dinov2, mean, std):
-    """The CLS feature (D,) of one image (C, H, W) in [0, 1]; `position` (1 + N, D) fits its grid."""
+    """CLS feature (D,) of one image (C, H, W) in [0, 1]; `position` (1 + N, D) fits its grid."""
     image = (image - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
     kernel = w["embeddings.patch_embeddings.projection.weight"]
     rows, columns = image.shape[1] // patch, image.shape[2] // patch
@@ -62,6 +62,7 @@ def vit(image, w, *, heads, patch, eps, position, dinov2, mean, std):
         norm1, norm2, fc1, fc2 = (f"encoder.layer.{i}.{n}" for n in names)
         one, two = ((w[f"encoder.layer.{i}.layer_scale{j}.lambda1"] for j in (1, 2)) if dinov2
                     else (1, 1))
-        z = z + one * attention(layer_norm(z, w, norm1, eps), w, f"encoder.layer.{i}.attention", heads)
+        prefix = f"encoder.layer.{i}.attention"
+        z = z + one * attention(layer_norm(z, w, norm1, eps), w, prefix, heads)
         z = z + two * linear(gelu(linear(layer_norm(z, w, norm2, eps), w, fc1)), w, fc2)
     return layer_norm(z, w, "layernorm", eps)[0]

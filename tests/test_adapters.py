@@ -159,7 +159,7 @@ def test_lora_starts_from_a_uniform_A_of_width_one_over_root_in():
     assert abs(A.std() - 0.05 / 3 ** 0.5) < 0.0005
 
 
-# ---- inject -----------------------------------------------------------------------------------------------
+# ---- inject --------------------------------------------------------------------------------------
 
 
 def test_inject_freezes_all_else_and_names_what_it_replaced(encoder):

@@ -1,4 +1,4 @@
-"""train.py and eval.py from the outside: determinism, interruption, and one clear line for bad input."""
+"""train.py and eval.py from the outside: determinism, interruption, one line for bad input."""
 
 import csv
 import json
@@ -31,22 +31,23 @@ QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
 def fit(command, tiny, tmp_path):
     """fit("--adapter", "lora", ...) trains the tiny encoder for 6 steps into tmp_path/runs."""
     def call(*words):
-        return command(train.main, "--model", tiny, "--out", tmp_path / "runs/{adapter}-{task}-s{seed}",
-                       *QUICK, *words)
+        return command(train.main, "--model", tiny,
+                       "--out", tmp_path / "runs/{adapter}-{task}-s{seed}", *QUICK, *words)
     return call
 
 
 def tensors(folder):
     """Everything trained in a run, flat."""
     run = runs.load(folder)
-    return {f"{part}.{k}": v for part in ("start", "trained", "buffers", "head") for k, v in run[part].items()}
+    return {f"{part}.{k}": v for part in ("start", "trained", "buffers", "head")
+            for k, v in run[part].items()}
 
 
 def identical(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# ---- what a run leaves ------------------------------------------------------------------------------------
+# ---- what a run leaves ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reading", ["off", "layer", "model"])
@@ -67,10 +68,12 @@ def test_train_save_reload_gives_the_same_logits(fit, tmp_path, monkeypatch, ada
     run = runs.load(kept["out"])
     rebuilt = runs.rebuild(run, runs.base_encoder(run))
     assert torch.equal(rebuilt(x), kept["model"](x))
-    assert {p.name for p in kept["out"].iterdir()} == {"adapter.pt", "config.json", "log.csv", "result.json"}
+    assert {p.name for p in kept["out"].iterdir()} == {"adapter.pt", "config.json",
+                                                       "log.csv", "result.json"}
     rows = list(csv.DictReader(open(kept["out"] / "log.csv")))
     assert [int(r["step"]) for r in rows] == list(range(1, 7))
-    assert f"linearize {reading}" in out and "adapted 12 layers" in out and "next: python eval.py" in out
+    assert f"linearize {reading}" in out and "adapted 12 layers" in out
+    assert "next: python eval.py" in out
 
 
 def test_same_seed_same_bits_other_seed_other_bits(fit, tmp_path):
@@ -85,27 +88,25 @@ def test_same_seed_same_bits_other_seed_other_bits(fit, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", ["lora", "l_lora"])
-def test_killed_and_resumed_is_the_same_as_never_killed(tiny, tmp_path, adapter):
+def test_killed_and_resumed_is_the_same_as_never_killed(command, tiny, tmp_path, monkeypatch,
+                                                        adapter):
     """SIGKILL in mid-training, then --resume: the same bits; before that, no run folder exists."""
-    def start(out, *words):
-        return subprocess.Popen(
-            [sys.executable, ROOT / "train.py", "--adapter", adapter, "--model", tiny, "--out", out,
-             "--steps", "150", "--limit", "40", "--batch", "8", *words],
-            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    assert start("whole").wait() == 0
-    process = start("cut")
+    monkeypatch.chdir(tmp_path)
+    words = lambda out, *more: ["--adapter", adapter, "--model", tiny, "--out", out, "--steps", 150,
+                                "--limit", 40, "--batch", 8, *more]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, words("cut"))],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 60
     while not (tmp_path / "cut.partial/resume.pt").exists() and time.time() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (tmp_path / "cut").exists()
-    again = start("cut")
-    assert again.wait() == 2 and "is an interrupted run: --resume continues it" in again.stderr.read()
-    other = start("cut", "--resume", "--lr", "0.5")
-    assert other.wait() == 2 and "cannot be resumed with other settings" in other.stderr.read()
-    assert start("cut", "--resume").wait() == 0
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "cut").exists()
+    code, _, err = command(train.main, *words("cut"))
+    assert code == 2 and "is an interrupted run: --resume continues it" in err
+    code, _, err = command(train.main, *words("cut", "--resume", "--lr", 0.5))
+    assert code == 2 and "cannot be resumed with other settings" in err
+    assert command(train.main, *words("cut", "--resume"))[0] == 0
+    assert command(train.main, *words("whole"))[0] == 0
     assert identical(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
     assert (tmp_path / "whole/log.csv").read_text() == (tmp_path / "cut/log.csv").read_text()
     assert not (tmp_path / "cut.partial").exists()
@@ -122,7 +123,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_schedule_and_batches():
-    """Ten steps: one of warm-up, then half a cosine. Batches: each epoch a permutation of the rows."""
+    """Ten steps: one of warm-up, then half a cosine. Batches: each epoch permutes the rows."""
     rates = [train.schedule(s, 10) for s in range(10)]
     assert rates[0] == 1 and rates[1] == 1 and abs(rates[1 + 9 // 2] - 0.5) < 0.2
     assert all(a > b for a, b in zip(rates[1:], rates[2:])) and rates[-1] < 0.05
@@ -140,7 +141,12 @@ def test_list_commands(command):
     assert code == 0 and "keys: density=0.2, agg=mean, lam=1.0" in out and "2306.01708" in out
 
 
-# ---- merging runs -----------------------------------------------------------------------------------------
+def test_grid_and_settings():
+    assert evaluation.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
+    assert evaluation.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
+
+
+# ---- merging runs --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -166,7 +172,8 @@ def test_ranks_and_kinds_merge_in_weight_space(fit, merge_runs):
     rows = groups["None"]
     assert rows["task_arithmetic"]["chosen"]["lam"] in (0.0, 0.5, 1.0)
     curve = [score for _, score in rows["task_arithmetic"]["val_curve"]]
-    assert len(curve) == 3 and max(curve) == curve[int(rows["task_arithmetic"]["chosen"]["lam"] * 2)]
+    best = int(rows["task_arithmetic"]["chosen"]["lam"] * 2)
+    assert len(curve) == 3 and max(curve) == curve[best]
     assert rows["single"]["normalised"] == 1 and rows["base"]["share"] == 0
     assert "| task_arithmetic |" in out
 
@@ -192,7 +199,7 @@ def test_by_seed_reports_mean_and_spread(fit, merge_runs):
     assert code == 2 and "start from different" in err
 
 
-# ---- bad input: exit code 2 and one line, before training ---------------------------------------------------
+# ---- bad input: exit code 2 and one line, before training ----------------------------------------
 
 
 @pytest.mark.parametrize("words, told", [
@@ -202,12 +209,16 @@ def test_by_seed_reports_mean_and_spread(fit, merge_runs):
     (["--model", "vti"], "unknown model 'vti': did you mean 'vit'"),
     (["--targets", "q,v_porj"], "unknown target 'v_porj'"),
     (["--adapter", "lora", "--rank", 0], "rank 0 does not fit"),
-    (["--adapter", "lora", "--rank", 17], "rank 17 does not fit a layer of 16 inputs and 16 outputs"),
+    (["--adapter", "lora", "--rank", 17],
+     "rank 17 does not fit a layer of 16 inputs and 16 outputs"),
     (["--adapter", "lora", "--set", "rnk=3"], "unknown key for lora 'rnk': did you mean 'rank'"),
     (["--adapter", "lora", "--set", "rank=x"], "rank takes a int such as rank=8"),
     (["--adapter", "full", "--rank", 4], "the adapter full has no rank"),
     (["--adapter", "l_lora", "--linearize", "off"], "l_lora is a linearization"),
     (["--steps", 0], "--steps 0: give a positive number"),
+    (["--device", "tpu9"], "--device tpu9 is not available here"),
+    (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
+    (["--out", "runs/x", "--task", "all"], "with --task all it must contain {task}"),
     (["--size", 30], "image size 30 is no multiple of the patch size 7"),
     (["--data", "nowhere", "--task", "mine"], "nowhere has no train-images-idx3-ubyte"),
 ])
@@ -224,7 +235,7 @@ def test_existing_folder_is_kept(fit, tmp_path):
     assert code == 2 and "exists: --overwrite replaces it" in err
     assert identical(before, tensors(tmp_path / "runs/lora-digits-s0"))
     code, out, _ = fit("--adapter", "lora", "--resume")
-    assert code == 0 and "base val" not in out                        # nothing left to do
+    assert code == 0 and "is finished: skipped" in out and "base val" not in out
 
 
 def test_nan_stops_with_step_and_learning_rate(fit, tmp_path):
@@ -254,15 +265,18 @@ def test_bad_checkpoint_stops_training(command, tmp_path):
 
 def test_idx_task_trains_and_damaged_ones_stop(fit, tmp_path):
     assert fit("--task", "mine", "--data", write_idx(tmp_path / "good"))[0] == 0
-    code, _, err = fit("--task", "bad", "--data", write_idx(tmp_path / "bad", train_labels=b"\0\0\x08\x03"))
+    bad = write_idx(tmp_path / "bad", train_labels=b"\0\0\x08\x03")
+    code, _, err = fit("--task", "bad", "--data", bad)
     assert code == 2 and "starts with 00000803" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("words, told", [
     (["--merge", "tie"], "unknown rule 'tie': did you mean 'ties'"),
-    (["--merge", "ties", "--set", "densty=0.2"], "unknown key for these rules 'densty': did you mean 'density'"),
+    (["--merge", "ties", "--set", "densty=0.2"],
+     "unknown key for these rules 'densty': did you mean 'density'"),
     (["--merge", "ties", "--set", "density=2"], "density 2.0 is outside (0, 1]"),
-    (["--merge", "ties", "--sweep", "lm=0:1:.1"], "unknown key for these rules 'lm': did you mean 'lam'"),
+    (["--merge", "ties", "--sweep", "lm=0:1:.1"],
+     "unknown key for these rules 'lm': did you mean 'lam'"),
     (["--merge", "ties", "--sweep", "lam=0:1"], "write KEY=FROM:TO:STEP"),
     (["--merge", "ties", "--sweep", "lam=0:1:0"], "write KEY=FROM:TO:STEP"),
 ])
@@ -280,7 +294,8 @@ def test_runs_that_do_not_belong_together(command, fit, merge_runs, tmp_path):
     fit("--adapter", "lora", "--task", "count", "--rank", 3)
     fit("--adapter", "lora", "--task", "shapes", "--seed", 1)
     fit("--adapter", "l_lora", "--task", "arrows")
-    command(train.main, "--adapter", "lora", "--model", other, "--out", tmp_path / "runs/other", *QUICK)
+    command(train.main, "--adapter", "lora", "--model", other,
+            "--out", tmp_path / "runs/other", *QUICK)
     cases = [("other", [], "different base checkpoints"),
              ("lora-letters-s0", [], "adapt different layers (blocks.0.fc1"),
              ("l_lora.model-arrows-s0", [], "linearized as a whole model"),
@@ -290,7 +305,8 @@ def test_runs_that_do_not_belong_together(command, fit, merge_runs, tmp_path):
     for name, words, told in cases:
         code, _, err, _ = merge_runs(["lora-digits-s0", name], "--merge", "average", *words)
         assert code == 2 and told in err, (name, err)
-    code, _, err, _ = merge_runs(["l_lora.model-arrows-s0"], "--merge", "average", "--space", "weight")
+    code, _, err, _ = merge_runs(["l_lora.model-arrows-s0"], "--merge", "average",
+                                 "--space", "weight")
     assert code == 2 and "not an edit of the weights: merge it with --space adapter" in err
 
 
@@ -309,13 +325,17 @@ def test_damaged_runs_are_refused(fit, merge_runs, tmp_path):
         torch.save(run, folder / "adapter.pt")
 
     cases = [
-        (lambda: (folder / "adapter.pt").write_bytes(good[:2000]), "not a complete file of tensors"),
-        (lambda: (folder / "adapter.pt").write_bytes(pickle.dumps(Evil())), "not a complete file of tensors"),
+        (lambda: (folder / "adapter.pt").write_bytes(good[:2000]),
+         "not a complete file of tensors"),
+        (lambda: (folder / "adapter.pt").write_bytes(pickle.dumps(Evil())),
+         "not a complete file of tensors"),
         (lambda: torch.save(torch.zeros(3), folder / "adapter.pt"), "was not written by train.py"),
-        (lambda: edit(lambda r: r["trained"].pop("blocks.0.q.A")), "1 tensors are missing or unexpected: blocks.0.q.A"),
+        (lambda: edit(lambda r: r["trained"].pop("blocks.0.q.A")),
+         "1 tensors are missing or unexpected: blocks.0.q.A"),
         (lambda: edit(lambda r: r["trained"].update(x=torch.zeros(1))), "missing or unexpected: x"),
         (lambda: edit(lambda r: r["setting"]["hp"].update(rank=3)), "has shape"),
-        (lambda: edit(lambda r: r["base"].update(sha256="0" * 64)), "was trained on another checkpoint"),
+        (lambda: edit(lambda r: r["base"].update(sha256="0" * 64)),
+         "was trained on another checkpoint"),
     ]
     for damage, told in cases:
         (folder / "adapter.pt").write_bytes(good)
@@ -332,18 +352,19 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
     assert code == 2 and "it was interrupted, continue it with train.py --resume" in err
 
 
-# ---- real images ------------------------------------------------------------------------------------------
+# ---- real images ---------------------------------------------------------------------------------
 
 
 def test_real_tasks_train_and_merge(command, real, tmp_path):
     for task in ("fashion_mnist", "mnist5k"):
-        code, _, err = command(train.main, "--adapter", "l_lora", "--task", task, "--data", real / task,
-                               "--steps", 40, "--limit", 500, "--out", tmp_path / task)
+        code, _, err = command(train.main, "--adapter", "l_lora", "--task", task,
+                               "--data", real / task, "--steps", 40, "--limit", 500,
+                               "--out", tmp_path / task)
         assert code == 0, err
         result = json.loads((tmp_path / task / "result.json").read_text())
         assert result["test"] > 0.35 and result["val"] > result["base_val"]
-    code, out, err = command(evaluation.main, tmp_path / "fashion_mnist", tmp_path / "mnist5k", "--merge",
-                             "average", "--limit", 200)
+    code, out, err = command(evaluation.main, tmp_path / "fashion_mnist", tmp_path / "mnist5k",
+                             "--merge", "average", "--limit", 200)
     assert code == 0 and "| average" in out, err
 
 
@@ -351,8 +372,9 @@ def test_pretrained_dinov2_beats_random_weights(command, real, tmp_path):
     accuracy = {}
     for words in ([], ["--random-weights"]):
         out = tmp_path / f"run{len(words)}"
-        code, _, err = command(train.main, "--adapter", "lora", "--model", real / "vit-small-dinov2", "--size",
-                               56, "--task", "mnist5k", "--data", real / "mnist5k", "--steps", 4,
+        code, _, err = command(train.main, "--adapter", "lora",
+                               "--model", real / "vit-small-dinov2", "--size", 56,
+                               "--task", "mnist5k", "--data", real / "mnist5k", "--steps", 4,
                                "--batch", 16, "--limit", 200, "--out", out, *words)
         assert code == 0, err
         accuracy[len(words)] = json.loads((out / "result.json").read_text())["test"]

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ def test_rotation_turns_x_towards_y():
 
 def test_a_grating_has_its_frequency_and_orientation():
     """Square wave along x with 4 cycles: constant down a column, 8 changes along a row."""
-    picture = suite.textures(np.random.default_rng(0), np.array([1]), np.array([0.0]), np.array([4.0]))[0]
+    kind, turn, frequency = np.array([1]), np.array([0.0]), np.array([4.0])
+    picture = suite.textures(np.random.default_rng(0), kind, turn, frequency)[0]
     assert (picture == picture[:1]).all() and (np.diff(picture[0]) != 0).sum() in (7, 8)
 
 
@@ -99,6 +101,22 @@ def test_scenes_are_labelled_within_their_classes():
         assert label[name].min() >= -1 and label[name].max() == classes - 1, name
 
 
+def test_png(tmp_path):
+    """Signature, three chunks with right checksums, and the pixels back out of zlib."""
+    picture = np.linspace(0, 1, 12).reshape(3, 4)
+    suite.write_png(picture, tmp_path / "x.png")
+    content, at, chunks = (tmp_path / "x.png").read_bytes(), 8, {}
+    while at < len(content):
+        (length,), kind = struct.unpack(">I", content[at:at + 4]), content[at + 4:at + 8]
+        body, crc = content[at + 8:at + 8 + length], content[at + 8 + length:at + 12 + length]
+        assert struct.unpack(">I", crc)[0] == zlib.crc32(kind + body)
+        chunks[kind], at = body, at + 12 + length
+    assert content[:8] == b"\x89PNG\r\n\x1a\n" and list(chunks) == [b"IHDR", b"IDAT", b"IEND"]
+    assert struct.unpack(">II", chunks[b"IHDR"][:8]) == (4, 3)
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(3, 5)
+    assert (rows[:, 0] == 0).all() and (rows[:, 1:] == (picture * 255).round()).all()
+
+
 def test_unknown_tasks():
     with pytest.raises(BadInput, match="unknown task 'digit': did you mean 'digits'"):
         data.check("digit")
@@ -106,7 +124,7 @@ def test_unknown_tasks():
         data.check("digits", "somewhere")
 
 
-# ---- IDX --------------------------------------------------------------------------------------------------
+# ---- IDX -----------------------------------------------------------------------------------------
 
 
 def idx(values):
@@ -141,9 +159,10 @@ def test_idx_folder(tmp_path, zipped):
     for split, n in (("train", 32), ("val", 4), ("calib", 4), ("test", 12)):
         images, labels = data.load("mine", split, folder)
         assert images.shape == (n, 1, 6, 5) and images.dtype == torch.float32
-        rows[split] = [np.flatnonzero((original == i.numpy()).all((1, 2))).tolist() for i in images[:, 0]]
-        if split not in ("calib", "test"):
-            assert [r[0] % 3 for r in rows[split]] == labels.tolist()     # labels stayed with images
+        rows[split] = [np.flatnonzero((original == i.numpy()).all((1, 2))).tolist()
+                       for i in images[:, 0]]
+        if split not in ("calib", "test"):                       # labels stayed with images
+            assert [r[0] % 3 for r in rows[split]] == labels.tolist()
     assert data.load("mine", "calib", folder)[1].tolist() == [-1] * 4
     assert sorted(sum(rows["train"] + rows["val"] + rows["calib"], [])) == list(range(40))
     assert data.classes("mine", folder) == 3
@@ -159,6 +178,7 @@ IMAGES, LABELS = np.zeros((40, 6, 5)), np.arange(40) % 3
     (dict(train_images=idx(IMAGES) + b"x"), "was cut short or is damaged"),
     (dict(train_images=idx(IMAGES)[:9]), "was cut short"),
     (dict(t10k_labels=b""), "starts with"),
+    (dict(t10k_labels=idx([]), t10k_images=idx(IMAGES[:0])), "the t10k files hold no examples"),
     (dict(train_labels=idx(LABELS[:39])), "40 train images but 39 labels"),
     (dict(t10k_labels=idx([0] * 11 + [3])), "label 3 in the test file, but mine has 3 classes"),
 ])
@@ -169,7 +189,8 @@ def test_damaged_idx_files_are_refused(tmp_path, replace, told):
 
 def test_known_sets_know_their_classes(tmp_path):
     folder = write_idx(tmp_path / "idx", train_labels=idx([10] * 40))
-    with pytest.raises(BadInput, match="label 10 in the train file, but fashion_mnist has 10 classes"):
+    told = "label 10 in the train file, but fashion_mnist has 10 classes"
+    with pytest.raises(BadInput, match=told):
         data.load("fashion_mnist", "train", folder)
 
 

@@ -1,4 +1,4 @@
-"""The house rules that a parser can hold: imports go one way, and only the four packages are used."""
+"""The house rules that a parser can hold: imports go one way, only the four packages are used."""
 
 import ast
 import subprocess
@@ -41,5 +41,6 @@ def test_importing_draws_no_random_number():
     code = ("import torch, numpy as np; torch.manual_seed(0); a = torch.get_rng_state(); "
             f"b = np.random.get_state()[1].copy(); import {modules}; "
             "assert torch.equal(a, torch.get_rng_state()); "
-            "assert (b == np.random.get_state()[1]).all(); assert torch.get_default_dtype() == torch.float32")
+            "assert (b == np.random.get_state()[1]).all(); "
+            "assert torch.get_default_dtype() == torch.float32")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -62,7 +62,7 @@ def test_superposition_fails_for_the_layer_reading(encoder, name):
 @every_adapter
 @readings
 def test_value_and_first_derivative_at_the_expansion_point(encoder, name, reading):
-    """f_lin(p0 + h v) = f(p0) + h df/dv, with the derivative from central differences of f itself."""
+    """f_lin(p0 + h v) = f(p0) + h df/dv, the derivative from central differences of f itself."""
     plain = adapted(copy.deepcopy(encoder), name, "off")
     linear = adapted(encoder, name, reading)
     x = torch.rand(3, 1, 28, 28, dtype=torch.float64)

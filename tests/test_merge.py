@@ -9,7 +9,7 @@ from merge import RULES
 
 every_rule = pytest.mark.parametrize("name", sorted(RULES))
 
-# one task at coefficient 1 comes back unchanged with these settings; rules that cannot say so are absent
+# one task at coefficient 1 comes back unchanged with these settings; other rules are absent
 IDENTITY = {"average": {}, "task_arithmetic": {"lam": 1.0}, "ties": {"density": 1.0, "lam": 1.0}}
 
 
@@ -94,7 +94,7 @@ def test_mismatch_is_named(name):
         RULES[name](base, [*taus[:2], taus[2] | {"a": torch.full((7,), float("nan"))}])
 
 
-# ---- one rule at a time -------------------------------------------------------------------------------------
+# ---- one rule at a time --------------------------------------------------------------------------
 
 ZERO = {"w": torch.zeros(4)}
 A, B = {"w": torch.tensor([4.0, -3, 2, 1])}, {"w": torch.tensor([-1.0, -5, 3, 6])}

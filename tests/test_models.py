@@ -1,4 +1,4 @@
-"""The encoder against an independent computation, and the checkpoint reader against damaged files."""
+"""The encoder against an independent computation, the checkpoint reader against damaged files."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ KINDS = {"vit": models.HALF, "deit": models.IMAGENET, "dinov2": models.IMAGENET}
 
 
 def published(folder, kind, image=28, seed=0):
-    """A small random checkpoint under the Hugging Face names of `kind`: 2 blocks, width 12, patch 7."""
+    """A random checkpoint under the Hugging Face names of `kind`: 2 blocks, width 12, patch 7."""
     torch.manual_seed(seed)
     D, H, N = 12, 20, (image // 7) ** 2
     shapes = {"embeddings.cls_token": (1, 1, D), "embeddings.position_embeddings": (1, N + 1, D),
@@ -102,7 +102,7 @@ def test_random_weights_are_repeatable_and_leave_the_random_state_alone(tiny):
     assert torch.equal(state, torch.get_rng_state())
 
 
-# ---- safetensors ------------------------------------------------------------------------------------------
+# ---- safetensors ---------------------------------------------------------------------------------
 
 
 def test_round_trip_of_every_dtype(tmp_path):

@@ -60,7 +60,7 @@ def test_full_fine_tuning():
 
 
 def test_model_soup_and_task_arithmetic():
-    """theta_0 = 1, tau = 2 and 6: average 1 + 8/2 = 5, arithmetic with lam = .25: 1 + .25 * 8 = 3."""
+    """theta_0 = 1, tau = 2 and 6: average 1 + 8/2 = 5, arithmetic at lam = .25: 1 + .25 * 8 = 3."""
     base, taus = {"w": t([1.0])}, [{"w": t([2.0])}, {"w": t([6.0])}]
     assert merge.average(base, taus)["w"].tolist() == [5]
     assert merge.task_arithmetic(base, taus, lam=0.25)["w"].tolist() == [3]
@@ -73,8 +73,8 @@ def test_ties_figure_1():
 
 
 def test_averaging_A_and_B_apart_is_not_averaging_the_models():
-    """Two rank-1 adapters at 1/2: the models average to (B1 A1 + B2 A2) / 2, the factors multiply out
-    to (B1 + B2)(A1 + A2) / 4, with the cross terms B1 A2 and B2 A1."""
+    """Two rank-1 adapters at 1/2: the models average to (B1 A1 + B2 A2) / 2, the factors multiply
+    out to (B1 + B2)(A1 + A2) / 4, with the cross terms B1 A2 and B2 A1."""
     A1, B1, A2, B2 = t([[1.0, 0]]), t([[1.0], [0]]), t([[0.0, 1]]), t([[0.0], [1]])
     dense = merge.average({"d": torch.zeros(2, 2)}, [{"d": B1 @ A1}, {"d": B2 @ A2}])["d"]
     zero = {"A": torch.zeros(1, 2), "B": torch.zeros(2, 1)}
