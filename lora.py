@@ -151,13 +151,12 @@ def inject(model, name, targets="all", *, generator=None, **hp):
         if key not in hyperparameters(cls):
             raise unknown(f"key for adapter {name}", key, hyperparameters(cls) or ["(none)"])
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    matched = [n for n in linears if targets == "all"]
-    for target in [] if targets == "all" else targets.split(","):
-        hits = [n for n in linears if f".{n}".endswith(f".{target}")]
-        if not target or not hits:
+    wanted = [""] if targets == "all" else [f".{target}" for target in targets.split(",")]
+    for target in wanted:
+        if target == "." or not any(f".{n}".endswith(target) for n in linears):
             ends = sorted({n.rpartition(".")[2] for n in linears})
-            raise unknown("target", target, ["all", *ends])
-        matched += [n for n in hits if n not in matched]
+            raise unknown("target", target[1:], ["all", *ends])
+    matched = [n for n in linears if f".{n}".endswith(tuple(wanted))]
     model.requires_grad_(False)
     takes_generator = "generator" in inspect.signature(cls).parameters
     extra = {"generator": generator} if takes_generator else {}

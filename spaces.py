@@ -5,7 +5,8 @@
               s lam sum_t B_t A_t, of rank up to T r.
     adapter   base = the adapter parameters before training, tau_t = trained_t - start. What the
               L-LoRA paper does. For LoRA the merged factors multiply out to
-              s lam^2 (sum_i B_i)(A0 + ...), with cross terms B_i A_j: not the same model.
+              s lam (sum_i B_i)(A0 + lam sum_j (A_j - A0)), with cross terms B_i A_j between
+              tasks: not the same model.
               For a model linearized as a whole it is the only space, and exact: outputs are affine
               in the parameters, so adding task vectors adds outputs.
 

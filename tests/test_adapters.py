@@ -164,7 +164,7 @@ def test_lora_starts_from_a_uniform_A_of_width_one_over_root_in():
 
 def test_inject_freezes_all_else_and_names_what_it_replaced(encoder):
     names = lora.inject(encoder, "lora", "q,v", rank=2)
-    assert names == ["blocks.0.q", "blocks.1.q", "blocks.0.v", "blocks.1.v"]
+    assert names == ["blocks.0.q", "blocks.0.v", "blocks.1.q", "blocks.1.v"]
     assert set(lora.adapters(encoder)) == set(names)
     assert {n.rpartition(".")[2] for n in lora.trainable(encoder)} == {"A", "B"}
 
