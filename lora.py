@@ -96,6 +96,15 @@ def register(cls):
     return cls
 
 
+def check_rank(base, rank):
+    """Raise BadInput unless 1 <= rank <= min(in, out) of the layer."""
+    out_features, in_features = base.weight.shape
+    if not 1 <= rank <= min(in_features, out_features):
+        raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and "
+                       f"{out_features} outputs: "
+                       f"choose --rank between 1 and {min(in_features, out_features)}")
+
+
 @register
 class LoRA(Adapter):
     """W_eff = W0 + (alpha / rank) B A.  A ~ U(-1, 1)/sqrt(in), B = 0.
@@ -106,11 +115,8 @@ class LoRA(Adapter):
 
     def __init__(self, base, *, rank=8, alpha=16.0, generator=None):
         super().__init__(base)
+        check_rank(base, rank)
         out_features, in_features = base.weight.shape
-        if not 1 <= rank <= min(in_features, out_features):
-            raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and "
-                           f"{out_features} outputs: "
-                           f"choose --rank between 1 and {min(in_features, out_features)}")
         self.scale = alpha / rank
         A = torch.rand(rank, in_features, generator=generator) * 2 - 1
         self.A = nn.Parameter((A / math.sqrt(in_features)).to(base.weight))

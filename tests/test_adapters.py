@@ -12,20 +12,29 @@ from errors import BadInput
 from lora import ADAPTERS
 
 SHAPES = [(7, 5, True), (4, 9, False)]         # (in, out, bias)
-SMALL = {"rank": 2, "alpha": 3.0}              # given to every adapter that has the key
+SMALL = {"rank": 2, "alpha": 3.0, "columns": 2}  # given to every adapter that has the key
+SPECIAL = {"bat": {"rank": 1},                 # the only rank that divides these shapes
+           "dora": {"detach": False}}          # with the norm detached the gradient is not exact
+NEEDS_BIAS = {"bitfit"}
 
 every_adapter = pytest.mark.parametrize("name", sorted(ADAPTERS))
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
-def make(name, shape, seed=0):
+def small(name):
+    """Hyper-parameters that fit the small shapes of these tests."""
+    keys = lora.hyperparameters(ADAPTERS[name])
+    return {k: v for k, v in SMALL.items() if k in keys} | SPECIAL.get(name, {})
+
+
+def make(name, shape, seed=0, **hp):
     """Adapter `name` on a random float64 layer of `shape`."""
     torch.manual_seed(seed)
     in_features, out_features, bias = shape
-    base = nn.Linear(in_features, out_features, bias).double()
-    hp = {k: v for k, v in SMALL.items() if k in lora.hyperparameters(ADAPTERS[name])}
-    model = nn.Sequential(base)
-    lora.inject(model, name, generator=torch.Generator().manual_seed(5), **hp)
+    if name in NEEDS_BIAS and not bias:
+        pytest.skip(f"{name} needs a bias")
+    model = nn.Sequential(nn.Linear(in_features, out_features, bias).double())
+    lora.inject(model, name, generator=torch.Generator().manual_seed(5), **small(name) | hp)
     return model[0]
 
 

@@ -10,15 +10,15 @@ import lora
 from conftest import perturb
 from linearize import LayerTaylor, LinearizedModel, adapt, encoder_of, snapshot, taylor, undecayed
 from lora import ADAPTERS
-from test_adapters import SHAPES, SMALL, every_adapter, inputs, make
+from test_adapters import SHAPES, every_adapter, inputs, make, small
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
 
 def adapted(encoder, name, reading):
     """The two-block encoder with a perturbed start, so that no factor is zero, then linearized."""
-    hp = {k: v for k, v in SMALL.items() if k in lora.hyperparameters(ADAPTERS[name])}
-    model, _ = adapt(encoder, name, reading, generator=torch.Generator().manual_seed(0), **hp)
+    generator = torch.Generator().manual_seed(0)
+    model, _ = adapt(encoder, name, reading, generator=generator, **small(name))
     return model
 
 
@@ -165,7 +165,7 @@ def test_expanding_lora_or_its_expansion_gives_the_same_model(encoder):
     x, outputs = torch.rand(2, 1, 28, 28, dtype=torch.float64), []
     for name in ("lora", "l_lora"):
         inner = copy.deepcopy(encoder)
-        lora.inject(inner, name, generator=torch.Generator().manual_seed(0), **SMALL)
+        lora.inject(inner, name, generator=torch.Generator().manual_seed(0), **small(name))
         outputs.append(perturb(LinearizedModel(inner), 0.1)(x))
     a, b = outputs
     torch.testing.assert_close(a, b, atol=1e-10, rtol=0)

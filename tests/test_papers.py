@@ -59,6 +59,87 @@ def test_full_fine_tuning():
     assert adapter.delta_weight().tolist() == [[1, -1]] and adapter.delta_bias().tolist() == [1]
 
 
+def test_rslora_eq_4():
+    """alpha = 2, rank 4: s = 2 / sqrt(4) = 1, where LoRA has 2 / 4."""
+    base = layer([[0.0] * 4] * 4)
+    assert ADAPTERS["rslora"](base, rank=4, alpha=2.0).scale == 1
+    assert ADAPTERS["lora"](base, rank=4, alpha=2.0).scale == 0.5
+
+
+def test_lora_plus_learning_rates():
+    """lr = .1 and ratio 16: A learns at .1, B at 1.6."""
+    adapter = ADAPTERS["lora_plus"](layer([[0.0, 0]]), rank=1)
+    rates = {id(p): g["lr"] for g in adapter.param_groups(0.1, 0) for p in g["params"]}
+    assert rates == {id(adapter.A): 0.1, id(adapter.B): 1.6}
+
+
+def test_lora_fa_projected_gradient():
+    """A = [[2, 0]], s = 1, dL/dW = [[3, 5]]: grad B = 3 * 2 = 6, divided by A A^T = 4 is 1.5, and
+    1.5 A = [[3, 0]] is the part of [[3, 5]] along A."""
+    adapter = put(ADAPTERS["lora_fa"](layer([[0.0, 0]]), rank=1, alpha=1.0, project=True),
+                  A=[[2.0, 0]])
+    adapter(t([3.0, 5])).backward()
+    assert adapter.B.grad.tolist() == [[6]]
+    adapter.after_backward([adapter], 1, 1)
+    assert (adapter.B.grad @ adapter.A).tolist() == [[3, 0]]
+
+
+def test_pissa_milora_and_olora_of_a_small_matrix():
+    """W0 = diag(3, 1), rank 1: PiSSA takes diag(3, 0) out, MiLoRA diag(0, 1). Doubling A adds what
+    was taken out once more. OLoRA of [[3, 1], [4, 2]]: q = (.6, .8), q^T W0 = (5, 2.2)."""
+    for name, taken in (("pissa", [[3, 0], [0, 0]]), ("milora", [[0, 0], [0, 1]])):
+        adapter = ADAPTERS[name](layer([[3.0, 0], [0, 1]]), rank=1)
+        torch.testing.assert_close(adapter.B0 @ adapter.A0, t(taken, dtype=torch.float32))
+        adapter.A.data *= 2
+        torch.testing.assert_close(adapter.delta_weight(), t(taken, dtype=torch.float32))
+    adapter = ADAPTERS["olora"](layer([[3.0, 1], [4, 2]]), rank=1)
+    torch.testing.assert_close(adapter.B0 @ adapter.A0, t([[3, 1.32], [4, 1.76]]))
+
+
+def test_dora_eq_5():
+    """W0 = (3, 4), m = 5. BA = (-3, 0) leaves V = (0, 4) of norm 4: W_eff = 5/4 V = (0, 5).
+    Doubling m doubles it; the bias 7 is not scaled."""
+    adapter = put(ADAPTERS["dora"](layer([[3.0, 4]], [7.0]), rank=1, alpha=1.0),
+                  A=[[1.0, 0]], B=[[-3.0]])
+    assert adapter.m.tolist() == [5]
+    assert (adapter.base.weight + adapter.delta_weight()).tolist() == [[0, 5]]
+    assert put(adapter, m=[10.0])(t([1.0, 1])).tolist() == [17]
+
+
+def test_spectral_adapter_by_hand():
+    """W0 = diag(3, 1). Additive, r = 1, A_U = e2: e2 3 e1^T. Rotational, r = 2,
+    T_U = [[0, 2], [0, 0]]: K = [[0, 1], [-1, 0]], Cayley R = [[0, -1], [1, 0]], so
+    W_eff = R S = [[0, -1], [3, 0]]."""
+    W0 = [[3.0, 0], [0, 1]]
+    adapter = put(ADAPTERS["spectral_a"](layer(W0), rank=1),
+                  U=[[1.0], [0]], V=[[1.0], [0]], A_U=[[0.0], [1]])
+    assert adapter.delta_weight().tolist() == [[0, 0], [3, 0]]
+    adapter = put(ADAPTERS["spectral_r"](layer(W0), rank=2),
+                  U=[[1.0, 0], [0, 1]], V=[[1.0, 0], [0, 1]], T_U=[[0.0, 2], [0, 0]])
+    torch.testing.assert_close(adapter.delta_weight() + t(W0), t([[0.0, -1], [3, 0]]))
+
+
+def test_disha_bone_and_bat_by_hand():
+    """DiSHA tiles D = [[1, 2], [3, 4]] over 3 x 3. Bone with D = (10, 1) and x = (1, 2, 3, 4):
+    strided sums 1 + 3 and 2 + 4, contiguous 1 + 2 and 3 + 4. Bat: ([[1, 2], [3, 4]] + I) D."""
+    base = layer([[0.0] * 3] * 3)
+    adapter = put(ADAPTERS["disha"](base, rank=2, columns=2), D=[[1.0, 2], [3, 4]])
+    assert adapter.delta_weight().tolist() == [[1, 3, 1], [2, 4, 2], [1, 3, 1]]
+    for layout, row, y in (("strided", [10, 1, 10, 1], 46), ("contiguous", [10, 10, 1, 1], 37)):
+        base = layer([[0.0] * 4] * 2)
+        adapter = put(ADAPTERS["bone"](base, rank=2, layout=layout), D=[[10.0, 0], [1, 0]])
+        assert adapter.delta_weight().tolist() == [row, [0, 0, 0, 0]]
+        assert adapter(t([1.0, 2, 3, 4])).tolist() == [y, 0]
+    adapter = put(ADAPTERS["bat"](layer([[1.0, 2], [3, 4]]), rank=2), D=[[[1.0, 0], [0, 2]]])
+    assert adapter.delta_weight().tolist() == [[2, 4], [3, 10]]
+
+
+def test_bitfit():
+    """W0 = (1, 2), b0 = 3, d = 4: x = (1, 1) -> 10, and the weight is untouched."""
+    adapter = put(ADAPTERS["bitfit"](layer([[1.0, 2]], [3.0])), d=[4.0])
+    assert adapter(t([1.0, 1])).tolist() == [10] and not adapter.delta_weight().any()
+
+
 def test_model_soup_and_task_arithmetic():
     """theta_0 = 1, tau = 2 and 6: average 1 + 8/2 = 5, arithmetic at lam = .25: 1 + .25 * 8 = 3."""
     base, taus = {"w": t([1.0])}, [{"w": t([2.0])}, {"w": t([6.0])}]

@@ -1,0 +1,45 @@
+"""Bat: Bone with the weight as a guide, a full-rank update. arXiv:2409.15371
+
+    delta_qp = (W0_qp + I) D_q          W0 in blocks W0_qp of r x r, out-block q and in-block p
+
+Shapes   W0 (out, in) frozen, r divides both · D (out / r, r, r), zero at the start
+         trainable r out;  delta has full rank in general
+Cost     D_q differs from block row to block row, so no low-rank shortcut exists: the dense delta is
+         built at every step, out * in * r multiplications.
+"""
+
+import torch
+from torch import nn
+
+from errors import BadInput
+from lora import Adapter, check_rank, register
+
+
+@register
+class Bat(Adapter):
+    """Every r x r block of W0, plus the identity, times one trained block per block row.
+
+    rank   (8)   block size r, must divide in and out
+    """
+
+    lr = {"off": 3e-3, "layer": 3e-3, "model": 3e-3}
+
+    def __init__(self, base, *, rank=8):
+        super().__init__(base)
+        check_rank(base, rank)
+        if base.in_features % rank or base.out_features % rank:
+            raise BadInput(f"bat needs a rank that divides inputs and outputs, {rank} does not "
+                           f"divide both {base.in_features} and {base.out_features}: "
+                           "choose another --rank")
+        self.D = nn.Parameter(base.weight.new_zeros(base.out_features // rank, rank, rank))
+
+    def delta_weight(self):
+        out_features, in_features = self.base.weight.shape
+        r = self.D.shape[1]
+        blocks = self.base.weight.view(out_features // r, r, in_features // r, r).transpose(1, 2)
+        eye = torch.eye(r, dtype=self.D.dtype, device=self.D.device)
+        delta = (blocks + eye) @ self.D[:, None]                     # (out/r, in/r, r, r)
+        return delta.transpose(1, 2).reshape(out_features, in_features)
+
+    def trainable_count(self):
+        return self.D.numel()

@@ -1,0 +1,53 @@
+"""DiSHA: Dimension-Sharding Adaptation. arXiv:2409.15371, the general tiling
+
+    delta[o, i] = D[i mod r1, o mod r2]              one small matrix tiled over the whole weight
+
+Shapes   W0 (out, in) frozen · D (r1, r2), zero at the start     trainable r1 r2, rank <= min
+Note     y = W0 x + tile(pool(x) D): inputs with equal i mod r1 are summed, outputs with equal
+         o mod r2 share a value. r2 = out is Bone (bone.py).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lora import Adapter, check_rank, register
+
+
+def pool(x, r):
+    """Sum of the inputs with equal index mod r: x (..., in) -> (..., r), zero-padded to fit."""
+    x = F.pad(x, (0, -x.shape[-1] % r))
+    return x.unflatten(-1, (-1, r)).sum(-2)
+
+
+@register
+class DiSHA(Adapter):
+    """One (rank, columns) matrix tiled over the weight.
+
+    rank     (8)   r1, number of input groups, 1 <= r1 <= min(in, out)
+    columns  (8)   r2, number of output groups, 1 <= r2 <= out
+    """
+
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
+
+    def __init__(self, base, *, rank=8, columns=8):
+        super().__init__(base)
+        check_rank(base, rank), check_rank(base, columns)
+        self.D = nn.Parameter(base.weight.new_zeros(rank, columns))
+
+    def output_groups(self):
+        """o mod r2 for every output, (out,)."""
+        return torch.arange(self.base.out_features, device=self.D.device) % self.D.shape[1]
+
+    def delta_weight(self):
+        inputs = torch.arange(self.base.in_features, device=self.D.device) % self.D.shape[0]
+        return self.D[inputs][:, self.output_groups()].T
+
+    def forward(self, x):
+        return self.base(x) + (pool(x, self.D.shape[0]) @ self.D)[..., self.output_groups()]
+
+    def trainable_count(self):
+        return self.D.numel()
+
+    def rank_bound(self):
+        return min(self.D.shape)

@@ -1,0 +1,57 @@
+"""PiSSA: Principal Singular Values and Singular Vectors Adaptation. arXiv:2404.02948
+
+    W0 = U S V^T,   B0 = U_r sqrt(S_r / s),   A0 = sqrt(S_r / s) V_r^T      the r largest
+    W_eff = W_res + s B A,   W_res = W0 - s B0 A0,   A and B start at A0 and B0
+    delta = W_eff - W0 = s (B A - B0 A0)
+
+Shapes   W0 (out, in) · A, A0 (r, in) · B, B0 (out, r)       trainable r (in + out), rank <= 2r
+Differs  W0 is kept and s B0 A0 is subtracted in the forward pass instead of storing W_res: the
+         start is W0 to the last bit, and a saved run does not hang on the signs of an SVD.
+Trap     delta is measured against W0. Exported as plain LoRA it has rank 2r: [B, -B0] and [A; A0].
+"""
+
+import torch
+import torch.nn.functional as F
+
+from lora import LoRA, register
+
+
+@register
+class PiSSA(LoRA):
+    """LoRA started at the principal part of W0, which is taken out of the frozen weight.
+
+    rank   (8)     inner dimension r, 1 <= r <= min(in, out)
+    alpha  (None)  the update is scaled by alpha / rank; None means alpha = rank, the paper's
+    niter  (0)     0: exact SVD; n > 0: randomised SVD with n power iterations
+    """
+
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
+
+    def __init__(self, base, *, rank=8, alpha=None, niter=0, generator=None):
+        super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)
+        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
+        if niter:
+            with torch.random.fork_rng(devices=[]):     # svd_lowrank takes no generator
+                torch.manual_seed(generator.initial_seed() if generator else 0)
+                U, S, V = torch.svd_lowrank(W0, rank, niter)
+        else:
+            U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+            U, S, V = U[:, :rank], S[:rank], Vt[:rank].T
+        self.start_at((S / self.scale).sqrt() * U, ((S / self.scale).sqrt() * V).T)
+
+    def start_at(self, B0, A0):
+        """Set A and B to their start and keep it: B0 (out, r), A0 (r, in)."""
+        self.A.data, self.B.data = (t.to(self.base.weight).contiguous() for t in (A0, B0))
+        self.register_buffer("A0", self.A.detach().clone())
+        self.register_buffer("B0", self.B.detach().clone())
+
+    def delta_weight(self):
+        return self.scale * (self.B @ self.A - self.B0 @ self.A0)
+
+    def forward(self, x):
+        now = F.linear(F.linear(x, self.A), self.B)
+        start = F.linear(F.linear(x, self.A0), self.B0)
+        return self.base(x) + self.scale * (now - start)
+
+    def rank_bound(self):
+        return 2 * self.A.shape[0]

@@ -1,0 +1,49 @@
+"""Spectral Adapter (additive): Fine-Tuning in Spectral Space. arXiv:2405.13952
+
+    W0 = U S V^T,   W_eff = W0 with (U_r + A_U) S_r (V_r + A_V)^T in place of U_r S_r V_r^T
+    delta = A_U S_r (V_r + A_V)^T + U_r S_r A_V^T
+
+Shapes   W0 (out, in) frozen · U_r, A_U (out, r) · V_r, A_V (in, r) · S_r (r,)
+         trainable r (in + out), zero at the start;  rank(delta) <= 2r
+Note     W0 is not taken apart: the sum above is all that changes, so delta is pure.
+Trap     gradients carry a factor S_r: a smaller learning rate than LoRA's.
+"""
+
+import torch
+from torch import nn
+
+from lora import Adapter, check_rank, register
+
+
+@register
+class SpectralA(Adapter):
+    """Displacements of the top r singular vectors.
+
+    rank   (8)   number of singular pairs, 1 <= r <= min(in, out)
+    """
+
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
+
+    def __init__(self, base, *, rank=8):
+        super().__init__(base)
+        check_rank(base, rank)
+        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
+        U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+        for name, part in (("U", U[:, :rank]), ("S", S[:rank]), ("V", Vt[:rank].T)):
+            self.register_buffer(name, part.to(base.weight).clone(
+                memory_format=torch.contiguous_format))
+        self.A_U = nn.Parameter(torch.zeros_like(self.U))
+        self.A_V = nn.Parameter(torch.zeros_like(self.V))
+
+    def delta_weight(self):
+        return (self.A_U * self.S) @ (self.V + self.A_V).T + (self.U * self.S) @ self.A_V.T
+
+    def forward(self, x):
+        moved = (x @ (self.V + self.A_V) * self.S) @ self.A_U.T
+        return self.base(x) + moved + (x @ self.A_V * self.S) @ self.U.T
+
+    def trainable_count(self):
+        return self.A_U.numel() + self.A_V.numel()
+
+    def rank_bound(self):
+        return 2 * len(self.S)
