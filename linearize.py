@@ -101,6 +101,11 @@ class LayerTaylor(Adapter):
         return self.inner.regularizer()
 
     @classmethod
+    def before_training(cls, layers, total_steps):
+        inner = [layer.inner for layer in layers]
+        type(inner[0]).before_training(inner, total_steps)
+
+    @classmethod
     def after_backward(cls, layers, step, total_steps):
         inner = [layer.inner for layer in layers]
         type(inner[0]).after_backward(inner, step, total_steps)

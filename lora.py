@@ -82,6 +82,10 @@ class Adapter(nn.Module):
         """Once after injection: tensors that all layers have in common."""
 
     @classmethod
+    def before_training(cls, layers, total_steps):
+        """Before the first step: raise BadInput if the settings do not fit the run."""
+
+    @classmethod
     def after_backward(cls, layers, step, total_steps):
         """After the gradients of an optimizer step are complete, before it is taken."""
 

@@ -68,8 +68,9 @@ def state(model):
     """Trained tensors and adapter buffers of a model, {name: tensor} each, without the base."""
     encoder = encoder_of(model)
     trained = {n: p.detach().cpu().clone() for n, p in lora.trainable(encoder).items()}
-    buffers = {f"{layer}.{n}": b.cpu().clone() for layer, adapter in lora.adapters(encoder).items()
-               for n, b in adapter.named_buffers() if "base" not in n.split(".")}
+    layers = tuple(f"{name}." for name in lora.adapters(encoder))
+    buffers = {n: b.cpu().clone() for n, b in encoder.named_buffers()      # shared ones once
+               if n.startswith(layers) and "base" not in n.split(".")}
     return trained, buffers
 
 

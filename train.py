@@ -204,6 +204,8 @@ def train(setting, task, out):
     generator = torch.Generator().manual_seed(setting["seed"])
     model, layers = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
                           setting["targets"], generator=generator, **setting["hp"])
+    injected = list(lora.adapters(encoder_of(model)).values())
+    type(injected[0]).before_training(injected, setting["steps"])
     trainable, frozen = describe(model, setting, layers)
     runs.start_folder(folder, setting)
     split = {name: data.load(task, name, setting["data"], setting["limit"])

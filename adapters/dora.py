@@ -12,12 +12,21 @@ Note     the paper writes columns of an (in, out) matrix: one magnitude per outp
 Trap     the scale m / n does not apply to the bias.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput
 from lora import LoRA, register
+
+
+def row_square(base, name):
+    """||W0_i||^2 of every row, (out,); BadInput where a row is zero and has no direction."""
+    square = base.weight.detach().square().sum(1)
+    if (square == 0).any():
+        raise BadInput(f"{name} cannot start from a weight with a zero row (row "
+                       f"{int((square == 0).nonzero()[0])} of {tuple(base.weight.shape)}): "
+                       "leave that layer out with --targets")
+    return square
 
 
 @register
@@ -34,13 +43,8 @@ class DoRA(LoRA):
     def __init__(self, base, *, rank=8, alpha=16.0, detach=True, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)
         self.detach = detach
-        square = base.weight.detach().square().sum(1)
-        if (square == 0).any():
-            raise BadInput(f"dora cannot start from a weight with a zero row (row "
-                           f"{int((square == 0).nonzero()[0])} of {tuple(base.weight.shape)}): "
-                           "leave that layer out with --targets")
-        self.register_buffer("square", square)                       # ||W0_i||^2, (out,)
-        self.m = nn.Parameter(square.sqrt())
+        self.register_buffer("square", row_square(base, "dora"))     # ||W0_i||^2, (out,)
+        self.m = nn.Parameter(self.square.sqrt())
 
     def row_scale(self):
         """m / n, (out,)."""

@@ -14,7 +14,10 @@ from lora import ADAPTERS
 SHAPES = [(7, 5, True), (4, 9, False)]         # (in, out, bias)
 SMALL = {"rank": 2, "alpha": 3.0, "columns": 2}  # given to every adapter that has the key
 SPECIAL = {"bat": {"rank": 1},                 # the only rank that divides these shapes
-           "dora": {"detach": False}}          # with the norm detached the gradient is not exact
+           "dora": {"detach": False},          # with the norm detached the gradient is not exact
+           "dvora": {"detach": False},
+           "adalora": {"target": 1},
+           "lora_dash": {"directions": 2, "launch": 1}}
 NEEDS_BIAS = {"bitfit"}
 
 every_adapter = pytest.mark.parametrize("name", sorted(ADAPTERS))

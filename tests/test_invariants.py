@@ -158,6 +158,142 @@ def test_dora_refuses_a_zero_row():
         ADAPTERS["dora"](base, rank=1)
 
 
+def test_dvora_row_norms_are_its_magnitudes():
+    layer = perturb(make("dvora", SHAPE))
+    W = layer.base.weight + layer.delta_weight()
+    close(W.norm(dim=1), layer.m.abs())
+
+
+@pytest.mark.parametrize("name", ["vera", "dvora"])
+def test_vera_projections_are_one_pair_for_all_layers(encoder, name):
+    lora.inject(encoder, name, rank=5)
+    layers = list(lora.adapters(encoder).values())
+    assert len({layer.A.data_ptr() for layer in layers}) == 1
+    assert len({layer.B.data_ptr() for layer in layers}) == 1
+    assert layers[0].A.shape == (5, 24) and layers[0].B.shape == (24, 5)
+    assert {n.rpartition(".")[2] for n in lora.trainable(encoder)} <= {"b", "d", "m"}
+
+
+@pytest.mark.parametrize("name", ["vera", "dvora"])
+def test_vera_gradients_at_the_start(name):
+    layer = make(name, SHAPE)
+    full_gradient(layer)
+    assert not layer.d.grad.any() and layer.b.grad.abs().min() > 0
+
+
+# ---- AdaLoRA -------------------------------------------------------------------------------------
+
+
+def test_adalora_budget_end_points():
+    """100 steps, 10 of warm-up, 30 final: 144 up to step 10, 96 from step 70, falling between."""
+    from adapters.adalora import budget
+    b = [budget(t, 100, 144, 96, 0.1, 0.3) for t in range(1, 101)]
+    assert b[:10] == [144] * 10 and b[69:] == [96] * 31 and b[68] >= 96
+    assert b[10] < 144 and all(x >= y for x, y in zip(b, b[1:]))
+    assert b[39] == int(96 + 48 * 0.5 ** 3)                     # half-way: step 40
+
+
+def test_adalora_start():
+    """The task's gradient reaches e alone; the penalty is gamma (r + r) / 2 at almost zero factors
+    and zero for orthonormal ones."""
+    layer = make("adalora", SHAPE)
+    full_gradient(layer)
+    assert not layer.P.grad.any() and not layer.Q.grad.any() and layer.e.grad.abs().min() > 0
+    assert abs(layer.regularizer() - 0.1 * 4 / 2) < 0.01
+    layer.P.data, layer.Q.data = torch.eye(7, 2).double(), torch.eye(2, 9).double()
+    assert layer.regularizer() == 0
+
+
+def test_adalora_keeps_to_its_budget_and_then_to_its_mask(encoder):
+    """One budget over all layers, held at every allocation; in the final phase a fixed mask."""
+    from adapters.adalora import budget
+    lora.inject(encoder, "adalora", "q,v", rank=4, target=2, every=3,
+                generator=torch.Generator().manual_seed(0))
+    layers = list(lora.adapters(encoder).values())
+    hooks, total = type(layers[0]), 60
+    torch.manual_seed(0)
+    x = torch.rand(8, 1, 28, 28, dtype=torch.float64)
+    optimizer = torch.optim.AdamW(lora.trainable(encoder).values(), lr=0.05, weight_decay=0)
+    target, masks = torch.randn(8, 16, dtype=torch.float64), []
+    for step in range(1, total + 1):
+        optimizer.zero_grad()
+        ((encoder(x) - target) ** 2).mean().backward()
+        hooks.after_backward(layers, step, total)
+        optimizer.step()
+        hooks.after_step(layers, step, total)
+        if step % 3 == 0 or step >= 42:
+            masks.append(torch.cat([layer.e != 0 for layer in layers]))
+            assert masks[-1].sum() <= budget(step, total, 16, 8, 0.1, 0.3)
+            for layer in layers:
+                assert torch.linalg.matrix_rank(layer.delta_weight()) <= layer.rank_bound()
+    fixed = masks[13:]                                          # from step 42 on
+    assert all(torch.equal(mask, fixed[0]) for mask in fixed) and fixed[0].sum() == 8
+    per_layer = [int((layer.e != 0).sum()) for layer in layers]
+    assert len(set(per_layer)) > 1                              # not simply target everywhere
+
+
+def test_adalora_triplets_return_when_their_score_does():
+    """Rank 2, target 1. Triplet 0 scores higher and 1 is pruned, P and Q untouched; once 1 has
+    grown back and scores higher, it is kept and 0 is pruned."""
+    layer = make("adalora", SHAPE, every=1)
+    P = layer.P.detach().clone()
+    for step, best in ((40, 0), (41, 1)):
+        layer.e.data = torch.tensor([0.5, 0.5]).double()
+        layer.Ibar_e.copy_(torch.tensor([1.0, 2.0] if best else [2.0, 1.0]))
+        layer.Ubar_e.fill_(1.0)
+        layer.after_step([layer], step, 60)
+        assert (layer.e != 0).tolist() == [best == 0, best == 1]
+        assert torch.equal(layer.P, P)
+
+
+@pytest.mark.parametrize("keywords, told", [
+    (dict(rank=4, target=5), "goes from rank 4 to target 5"),
+    (dict(rank=4, target=2, warmup=0.6, final=0.4), "leave none of the 50 steps to prune in"),
+])
+def test_adalora_rejects(keywords, told):
+    with pytest.raises(BadInput, match=told):
+        layer = make("adalora", SHAPE, **keywords)
+        layer.before_training([layer], 50)
+
+
+# ---- LoRA-Dash -----------------------------------------------------------------------------------
+
+
+def test_lora_dash_is_lora_until_it_launches_and_continuous_there():
+    dash, plain = make("lora_dash", SHAPE, launch=4), make("lora", SHAPE)
+    train_steps(dash, 3), train_steps(plain, 3)
+    x, _ = inputs(dash)
+    assert torch.equal(dash(x), plain(x)) and dash.c.grad is None and not dash.launched
+    with torch.no_grad():
+        dash.choose_directions()
+    close(dash(x), plain(x), atol=1e-14, rtol=0)
+    close(dash.U.T @ dash.U, torch.eye(2, dtype=torch.float64))
+    close(dash.V.T @ dash.V, torch.eye(2, dtype=torch.float64))
+    S = singular_values(dash.base.weight)                       # chosen pairs belong together
+    along = (dash.U.T @ dash.base.weight @ dash.V).diagonal()
+    assert all((S - value).abs().min() < 1e-10 for value in along)
+    full_gradient(dash)
+    assert dash.c.grad.abs().min() > 0
+
+
+def test_lora_dash_finds_a_planted_direction():
+    layer = make("lora_dash", SHAPE, rank=1, directions=1)
+    U, _, Vt = torch.linalg.svd(layer.base.weight.detach())
+    layer.B.data, layer.A.data = U[:, 4:5].clone(), Vt[4:5].clone()
+    with torch.no_grad():
+        layer.choose_directions()
+    close((layer.U.T @ U[:, 4:5]).abs(), torch.ones(1, 1, dtype=torch.float64))
+
+
+def test_lora_dash_must_launch_within_the_run():
+    layer = make("lora_dash", SHAPE, launch=50)
+    with pytest.raises(BadInput, match="between 1 and 49"):
+        layer.before_training([layer], 50)
+
+
+# ---- Spectral Adapter, DiSHA, Bone, Bat ----------------------------------------------------------
+
+
 def test_spectral_rotation_keeps_the_singular_values():
     layer = perturb(make("spectral_r", SHAPE, rank=4))
     W = layer.base.weight

@@ -8,17 +8,23 @@ import torch.nn.functional as F
 
 import lora
 from conftest import perturb
-from linearize import LayerTaylor, LinearizedModel, adapt, encoder_of, snapshot, taylor, undecayed
+from linearize import (LayerTaylor, LinearizedModel, adapt, encoder_of, set_start, snapshot, taylor,
+                       undecayed)
 from lora import ADAPTERS
 from test_adapters import SHAPES, every_adapter, inputs, make, small
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
 
-def adapted(encoder, name, reading):
-    """The two-block encoder with a perturbed start, so that no factor is zero, then linearized."""
+def adapted(encoder, name, reading, away=0.2):
+    """The two-block encoder, linearized around a start that is `away` from the initialisation."""
     generator = torch.Generator().manual_seed(0)
     model, _ = adapt(encoder, name, reading, generator=generator, **small(name))
+    perturb(encoder_of(model), away)
+    for layer in lora.adapters(encoder_of(model)).values():
+        if isinstance(layer, ADAPTERS["l_lora"]):
+            layer.A0.copy_(layer.A.detach()), layer.B0.copy_(layer.B.detach())
+    set_start(model, snapshot(encoder_of(model)))
     return model
 
 
@@ -125,7 +131,7 @@ def test_layer_taylor_forward_is_its_dense_edit(name):
 @pytest.mark.parametrize("name", ["lora", "l_lora"])
 def test_A_gets_no_gradient_and_survives_weight_decay(encoder, name, reading):
     """B0 = 0: grad A is exactly zero in both readings; AdamW with decay leaves A alone, moves B."""
-    model = adapted(encoder, name, reading)
+    model = adapted(encoder, name, reading, away=0)
     inner = encoder_of(model)
     layers = lora.adapters(inner).values()
     groups = [g for layer in layers for g in layer.param_groups(1e-2, 0.5)]

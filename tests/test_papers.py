@@ -106,6 +106,43 @@ def test_dora_eq_5():
     assert put(adapter, m=[10.0])(t([1.0, 1])).tolist() == [17]
 
 
+def test_vera_and_dvora():
+    """diag(1, -1) (2, 4)^T (1/2) (1, 2) = [[1, 2], [-2, -4]]. DVoRA as DoRA above: W0 = (3, 4) and
+    a direction change of (-3, 0) give W_eff = (0, 5)."""
+    adapter = put(ADAPTERS["vera"](layer([[0.0, 0], [0, 0]]), rank=1),
+                  A=[[1.0, 2]], B=[[2.0], [4]], d=[0.5], b=[1.0, -1])
+    assert adapter.delta_weight().tolist() == [[1, 2], [-2, -4]]
+    adapter = put(ADAPTERS["dvora"](layer([[3.0, 4]]), rank=1),
+                  A=[[1.0, 0]], B=[[1.0]], d=[1.0], b=[-3.0])
+    assert (adapter.base.weight + adapter.delta_weight()).tolist() == [[0, 5]]
+
+
+def test_adalora_eq_3_and_9_to_11():
+    """P diag(e) Q with P = (1, 2)^T, e = 3, Q = (1, -1). For a weight 2 with gradient 3: I = 6,
+    Ibar = .15 * 6 = .9, Ubar = .15 * 5.1 = .765; here e = 2, the rest has no gradient."""
+    base = layer([[0.0, 0], [0, 0]])
+    adapter = put(ADAPTERS["adalora"](base, rank=1, target=1, alpha=1.0),
+                  P=[[1.0], [2]], e=[3.0], Q=[[1.0, -1]])
+    assert adapter.delta_weight().tolist() == [[3, -3], [6, -6]]
+    put(adapter, e=[2.0])
+    adapter.e.grad = t([3.0])
+    adapter.P.grad, adapter.Q.grad = torch.zeros(2, 1), torch.zeros(1, 2)
+    with torch.no_grad():
+        adapter.update_scores()
+    torch.testing.assert_close(adapter.Ibar_e, t([0.9]))
+    torch.testing.assert_close(adapter.Ubar_e, t([0.765]))
+    torch.testing.assert_close(adapter.scores(), t([0.9 * 0.765]))
+
+
+def test_lora_dash_by_hand():
+    """W0 = diag(3, 1), BA = 2 e2 e2^T: scores 0 / 3 and 2 / 1, so e2 is chosen; c = 1/2."""
+    adapter = put(ADAPTERS["lora_dash"](layer([[3.0, 0], [0, 1]]), rank=1, alpha=1.0, directions=1),
+                  A=[[0.0, 1]], B=[[0.0], [2]])
+    with torch.no_grad():
+        adapter.choose_directions()
+    torch.testing.assert_close(put(adapter, c=[0.5]).delta_weight(), t([[0, 0], [0, 2.5]]))
+
+
 def test_spectral_adapter_by_hand():
     """W0 = diag(3, 1). Additive, r = 1, A_U = e2: e2 3 e1^T. Rotational, r = 2,
     T_U = [[0, 2], [0, 0]]: K = [[0, 1], [-1, 0]], Cayley R = [[0, -1], [1, 0]], so

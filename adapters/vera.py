@@ -1,0 +1,68 @@
+"""VeRA: Vector-based Random Matrix Adaptation. arXiv:2310.11454
+
+    W_eff = W0 + diag(b) B diag(d) A,     A and B random, frozen and shared by all layers
+
+Shapes   W0 (out, in) frozen · A (r, IN), B (OUT, r) sized for the largest layer, of which a layer
+         uses A[:, :in] and B[:out] · d (r,) starts at 0.1 · b (out,) starts at 0
+         trainable out + r
+Note     with b = 0 the first gradient of d is zero and that of b is not.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import BadInput
+from lora import Adapter, register
+
+
+@register
+class VeRA(Adapter):
+    """Two trained vectors around one pair of random projections for the whole model.
+
+    rank   (256)   rows of A; may exceed the layer's size, since only b and d are trained
+    """
+
+    lr = {"off": 2e-2, "layer": 2e-2, "model": 2e-2}
+
+    def __init__(self, base, *, rank=256, generator=None):
+        super().__init__(base)
+        if rank < 1:
+            raise BadInput(f"rank {rank}: vera needs at least 1, choose another --rank")
+        self.d = nn.Parameter(torch.full((rank,), 0.1, dtype=base.weight.dtype,
+                                         device=base.weight.device))
+        self.b = nn.Parameter(base.weight.new_zeros(base.out_features))
+        self.share([self], generator)                # alone until inject shares with the others
+
+    @classmethod
+    def share(cls, layers, generator):
+        """One A and one B for all layers: uniform of variance 2 / fan-in, drawn once."""
+        widest = max(layer.base.in_features for layer in layers)
+        tallest = max(layer.base.out_features for layer in layers)
+        rank, like = len(layers[0].d), layers[0].base.weight
+        for name, shape in (("A", (rank, widest)), ("B", (tallest, rank))):
+            uniform = torch.rand(shape, generator=generator) * 2 - 1
+            shared = (uniform * math.sqrt(6 / shape[1])).to(like)
+            for layer in layers:
+                layer.register_buffer(name, shared)
+
+    def factors(self):
+        """(out, r) and (r, in) whose product is the change of the weight."""
+        out_features, in_features = self.base.weight.shape
+        return (self.b[:, None] * self.B[:out_features] * self.d), self.A[:, :in_features]
+
+    def delta_weight(self):
+        left, right = self.factors()
+        return left @ right
+
+    def forward(self, x):
+        z = self.d * F.linear(x, self.A[:, :self.base.in_features])          # (..., r)
+        return self.base(x) + self.b * F.linear(z, self.B[:self.base.out_features])
+
+    def trainable_count(self):
+        return len(self.b) + len(self.d)
+
+    def rank_bound(self):
+        return min(len(self.d), *self.base.weight.shape)
