@@ -15,6 +15,14 @@ from torch import nn
 from lora import Adapter, check_rank, register
 
 
+def top_triplets(base, rank):
+    """The r largest singular triplets of W0: U_r (out, r), S_r (r,), V_r (in, r)."""
+    check_rank(base, rank)
+    W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
+    U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+    return [t.to(base.weight).contiguous() for t in (U[:, :rank], S[:rank], Vt[:rank].T)]
+
+
 @register
 class SpectralA(Adapter):
     """Displacements of the top r singular vectors.
@@ -26,12 +34,8 @@ class SpectralA(Adapter):
 
     def __init__(self, base, *, rank=8):
         super().__init__(base)
-        check_rank(base, rank)
-        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
-        U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
-        for name, part in (("U", U[:, :rank]), ("S", S[:rank]), ("V", Vt[:rank].T)):
-            self.register_buffer(name, part.to(base.weight).clone(
-                memory_format=torch.contiguous_format))
+        for name, part in zip("USV", top_triplets(base, rank)):
+            self.register_buffer(name, part)
         self.A_U = nn.Parameter(torch.zeros_like(self.U))
         self.A_V = nn.Parameter(torch.zeros_like(self.V))
 

@@ -13,7 +13,8 @@ Trap     the Cayley map never reaches a rotation by 180 degrees.
 import torch
 from torch import nn
 
-from lora import Adapter, check_rank, register
+from adapters.spectral_a import top_triplets
+from lora import Adapter, register
 
 
 def cayley(T):
@@ -33,12 +34,8 @@ class SpectralR(Adapter):
 
     def __init__(self, base, *, rank=8):
         super().__init__(base)
-        check_rank(base, rank)
-        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
-        U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
-        for name, part in (("U", U[:, :rank]), ("S", S[:rank]), ("V", Vt[:rank].T)):
-            self.register_buffer(name, part.to(base.weight).clone(
-                memory_format=torch.contiguous_format))
+        for name, part in zip("USV", top_triplets(base, rank)):
+            self.register_buffer(name, part)
         self.T_U = nn.Parameter(base.weight.new_zeros(rank, rank))
         self.T_V = nn.Parameter(base.weight.new_zeros(rank, rank))
 
