@@ -1,5 +1,5 @@
-"""First-order Taylor expansion in the trained parameters. arXiv:2310.04742, eq. 3 (L-LoRA), and
-arXiv:2305.12827, eq. 2 (tangent task arithmetic)
+"""First-order Taylor expansion in the trained parameters. arXiv:2310.04742 (L-LoRA) and
+arXiv:2305.12827 (tangent task arithmetic)
 
     f_lin(x; p) = f(x; p0) + J f(x; p0) (p - p0)         J the Jacobian in p, never formed:
                                                          torch.func.jvp pushes p - p0 forward

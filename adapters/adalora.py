@@ -1,10 +1,10 @@
 """AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning. arXiv:2303.10512
 
-    W_eff = W0 + s P diag(e) Q                                         eq. 3, s = alpha / rank
-    loss += gamma mean over all P, Q of ||P^T P - I||^2, ||Q Q^T - I||^2             eq. 4
-    I(w) = |w dL/dw|,   Ibar = b1 Ibar + (1 - b1) I                                  eq. 9
-    Ubar = b2 Ubar + (1 - b2) |I - Ibar|,   s(w) = Ibar Ubar                         eq. 10, 11
-    S_i = s(e_i) + mean_j s(P_ji) + mean_j s(Q_ij)                     triplet i of one layer, eq. 8
+    W_eff = W0 + s P diag(e) Q      s = alpha / rank
+    loss += gamma mean over all P, Q of ||P^T P - I||^2, ||Q Q^T - I||^2
+    I(w) = |w dL/dw|,   Ibar = b1 Ibar + (1 - b1) I
+    Ubar = b2 Ubar + (1 - b2) |I - Ibar|,   s(w) = Ibar Ubar
+    S_i = s(e_i) + mean_j s(P_ji) + mean_j s(Q_ij)                     triplet i of one layer
     every `every` steps keep the b(t) triplets of highest S over all layers, set e = 0 in the others
 
     b(t) = b0 up to ti;  bT + (b0 - bT) (1 - (t - ti) / (T - ti - tf))^3;  bT from T - tf

@@ -1,4 +1,4 @@
-"""DVoRA: DoRA's magnitude over VeRA's direction. arXiv:2402.09353, section 5.5
+"""DVoRA: DoRA's magnitude over VeRA's direction. arXiv:2402.09353
 
     W_eff = diag(m / n) V,   V = W0 + diag(b) B diag(d) A,   n_i = ||V_i||
 

@@ -1,6 +1,6 @@
 """L-LoRA: Parameter-Efficient Multi-task Model Fusion with Partial Linearization. arXiv:2310.04742
 
-    f_lin(x; p) = f(x; p0) + J f(x; p0) (p - p0),   p = (A, B) of every layer           eq. 3
+    f_lin(x; p) = f(x; p0) + J f(x; p0) (p - p0),   p = (A, B) of every layer
 
 Only the adapter is linearized, the pretrained model stays as it is. The paper writes f for the
 whole network: that is `--adapter l_lora`, the jvp of linearize.py. Its released code expands each

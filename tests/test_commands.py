@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench
 import eval as evaluation
 import lora
 import runs
@@ -353,6 +354,15 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
     assert code == 2 and "it was interrupted, continue it with train.py --resume" in err
 
 
+def test_bench_compares_with_lora(command):
+    code, out, _ = command(bench.main, "--adapters", "lora_fa", "--rounds", 2, "--steps", 1, "--batch", 2)
+    rows = [line.split("|") for line in out.splitlines() if line.startswith("| lora")]
+    assert code == 0 and [row[1].strip() for row in rows] == ["lora", "lora_fa"]
+    assert rows[0][5].split() == ["1.00", "(1.00", "to", "1.00)"]
+    assert float(rows[1][7]) < 1                         # no input is kept for a frozen A
+    assert command(bench.main, "--adapters", "lra")[0] == 2
+
+
 # ---- real images ---------------------------------------------------------------------------------
 
 
@@ -375,8 +385,8 @@ def test_pretrained_dinov2_beats_random_weights(command, real, tmp_path):
         out = tmp_path / f"run{len(words)}"
         code, _, err = command(train.main, "--adapter", "lora",
                                "--model", real / "vit-small-dinov2", "--size", 56,
-                               "--task", "mnist5k", "--data", real / "mnist5k", "--steps", 4,
-                               "--batch", 16, "--limit", 200, "--out", out, *words)
+                               "--task", "mnist5k", "--data", real / "mnist5k", "--steps", 10,
+                               "--lr", 1e-3, "--batch", 16, "--limit", 200, "--out", out, *words)
         assert code == 0, err
         accuracy[len(words)] = json.loads((out / "result.json").read_text())["test"]
     assert accuracy[0] > accuracy[1] + 0.1

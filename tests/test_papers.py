@@ -35,7 +35,7 @@ def test_lora_eq_3():
     assert adapter(t([1.0, 0])).tolist() == [9, 7]
 
 
-def test_l_lora_eq_3_for_one_layer():
+def test_l_lora_for_one_layer():
     """A0 = [[1, 0]], B0 = [[1], [0]], moved to A = [[1, -1]], B = [[2], [1]], s = 1. To first order
     BA0 + B0(A - A0) = [[2, 0], [1, 0]] + [[0, -1], [0, 0]] = [[2, -1], [1, 0]].
     LoRA itself would have BA = [[2, -2], [1, -1]]: the missing part is (B - B0)(A - A0)."""
@@ -59,7 +59,7 @@ def test_full_fine_tuning():
     assert adapter.delta_weight().tolist() == [[1, -1]] and adapter.delta_bias().tolist() == [1]
 
 
-def test_rslora_eq_4():
+def test_rslora_scale():
     """alpha = 2, rank 4: s = 2 / sqrt(4) = 1, where LoRA has 2 / 4."""
     base = layer([[0.0] * 4] * 4)
     assert ADAPTERS["rslora"](base, rank=4, alpha=2.0).scale == 1
@@ -117,7 +117,7 @@ def test_vera_and_dvora():
     assert (adapter.base.weight + adapter.delta_weight()).tolist() == [[0, 5]]
 
 
-def test_adalora_eq_3_and_9_to_11():
+def test_adalora_update_and_scores():
     """P diag(e) Q with P = (1, 2)^T, e = 3, Q = (1, -1). For a weight 2 with gradient 3: I = 6,
     Ibar = .15 * 6 = .9, Ubar = .15 * 5.1 = .765; here e = 2, the rest has no gradient."""
     base = layer([[0.0, 0], [0, 0]])

@@ -1,0 +1,117 @@
+"""Cost of an optimizer step of every adapter, as a ratio to plain LoRA measured in the same run.
+
+    python bench.py                                    # every adapter as it runs by default
+    python bench.py --adapters lora,l_lora,dora --rounds 40
+
+Time     the adapters take turns: each round gives every one of them a few steps, and its ratio to
+         LoRA is formed within the round, so that a slow moment of the machine hits all alike. The
+         table shows the median over the rounds and the middle half.
+Memory   bytes that autograd keeps from the forward to the backward pass, each storage once, without
+         the frozen model: what a batch costs, counted exactly and not sampled.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import cli
+import lora
+import models
+from errors import unknown
+from linearize import adapt, encoder_of
+
+
+class Contender:
+    """One adapter on its own copy of the encoder, with an optimizer and a fixed batch."""
+
+    def __init__(self, adapter, reading, batch):
+        encoder = models.load("vit")
+        encoder.requires_grad_(False)
+        self.frozen = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+        self.model, _ = adapt(encoder, adapter, reading, generator=torch.Generator().manual_seed(0))
+        inner = encoder_of(self.model)
+        self.layers = list(lora.adapters(inner).values())
+        self.params = lora.trainable(inner).values()
+        groups = [g for layer in self.layers for g in layer.param_groups(1e-4, 0.0)]
+        self.optimizer, self.hooks, self.steps = torch.optim.AdamW(groups), type(self.layers[0]), 0
+        generator = torch.Generator().manual_seed(1)
+        self.images = torch.rand(batch, 1, 28, 28, generator=generator)
+        self.labels = torch.randint(0, 10, (batch,), generator=generator)
+
+    def loss(self):
+        """Cross entropy on the first ten features, plus the adapter's own penalty."""
+        penalty = sum(layer.regularizer() for layer in self.layers)
+        return F.cross_entropy(self.model(self.images)[:, :10], self.labels) + penalty
+
+    def step(self):
+        """One optimizer step, as train.py takes it."""
+        self.steps += 1
+        self.optimizer.zero_grad()
+        self.loss().backward()
+        self.hooks.after_backward(self.layers, self.steps, 10_000)
+        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.optimizer.step()
+        self.hooks.after_step(self.layers, self.steps, 10_000)
+
+    def kept(self):
+        """Bytes saved for the backward pass of one batch, without the frozen weights."""
+        seen = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss()
+        del loss
+        return sum(size for pointer, size in seen.items() if pointer not in self.frozen)
+
+
+def main():
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapters", help="comma-separated (default: all)")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2, help="steps per adapter and round")
+    args = parser.parse_args()
+    names = args.adapters.split(",") if args.adapters else sorted(lora.ADAPTERS)
+    for name in names:
+        if name not in lora.ADAPTERS:
+            raise unknown("adapter", name, lora.ADAPTERS)
+    kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
+    if "l_lora" in names:
+        kinds.append(("l_lora", "layer"))
+    contenders = {kind: Contender(*kind, args.batch) for kind in tqdm(kinds, desc="building")}
+    seconds = {kind: [] for kind in kinds}
+    for contender in contenders.values():
+        contender.step()                                             # warm up
+    for _ in tqdm(range(args.rounds), desc="rounds"):
+        for kind, contender in contenders.items():
+            began = time.perf_counter()
+            for _ in range(args.steps):
+                contender.step()
+            seconds[kind].append((time.perf_counter() - began) / args.steps)
+    rows, base = [], contenders["lora", "off"].kept()
+    for kind in kinds:
+        ratios = [a / b for a, b in zip(seconds[kind], seconds["lora", "off"])]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        kept = contenders[kind].kept()
+        rows.append([*kind, f"{sum(p.numel() for p in contenders[kind].params):,}",
+                     f"{1e3 * statistics.median(seconds[kind]):.0f}",
+                     f"{middle:.2f} ({low:.2f} to {high:.2f})",
+                     f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
+    print(f"batch {args.batch}, {args.rounds} rounds of {args.steps} steps, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
+                     "kept / lora"], rows))
+
+
+if __name__ == "__main__":
+    cli.run(main)
