@@ -8,7 +8,7 @@ texture lies behind it, how many dots there are and in which direction the compa
 letters and arrows are never drawn. The attribute heads are thrown away; the encoder is what the
 eight tasks of suite.py fine-tune, as CLIP is what the papers fine-tune.
 
-    python pretrain.py                  # rewrites checkpoints/vit; the README says how long it took
+    python pretrain.py --overwrite      # rewrites checkpoints/vit; the README says how long it took
 """
 
 import argparse
@@ -19,13 +19,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import cli
 import models
 import runs
 import suite
 import weights
+from errors import BadInput
 
 GLYPHS = 40
 ROUND = 20_000                                      # scenes drawn at a time, each seen twice
+HELD_OUT = 5_000                                    # scenes for the accuracies printed at the end
 
 # attribute -> (classes, weight in the loss); a label of -1 means undefined in this scene
 ATTRIBUTES = {
@@ -153,14 +156,20 @@ def main():
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=models.BUILT_IN / "vit")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint")
     args = parser.parse_args()
+    if args.steps < 20:
+        raise BadInput(f"--steps {args.steps}: the one-cycle schedule needs at least 20")
+    if args.out.exists() and not args.overwrite:
+        raise BadInput(f"{args.out} exists, and runs made from it need that very file: --overwrite "
+                       "replaces it, --out FOLDER writes elsewhere")
     config = dict(image=28, patch=7, channels=1, width=args.width, depth=args.depth,
                   heads=args.heads, hidden=4 * args.width, mean=[0.5], std=[0.5])
     torch.manual_seed(args.seed)
     model = models.ViT(**config)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config}")
     head = pretrain(model, steps=args.steps, lr=args.lr, seed=args.seed)
-    held_out = accuracy(model, head, *tensors(np.random.default_rng([args.seed, 2]), 5000))
+    held_out = accuracy(model, head, *tensors(np.random.default_rng([args.seed, 2]), HELD_OUT))
     print("held-out scenes: " + "  ".join(f"{a} {v:.2f}" for a, v in held_out.items()))
     args.out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() for k, v in model.state_dict().items()}
@@ -170,4 +179,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -17,6 +17,8 @@ import torch
 import bench
 import eval as evaluation
 import lora
+import models
+import pretrain
 import runs
 import train
 import weights
@@ -354,8 +356,24 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
     assert code == 2 and "it was interrupted, continue it with train.py --resume" in err
 
 
+def test_pretrain_writes_a_checkpoint_and_replaces_none(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "ROUND", 64), monkeypatch.setattr(pretrain, "HELD_OUT", 40)
+    words = ["--steps", 30, "--width", 16, "--depth", 1, "--heads", 2, "--out", tmp_path / "m"]
+    code, out, err = command(pretrain.main, *words)
+    assert code == 0 and "held-out scenes: symbol 0." in out, err
+    first = models.load(tmp_path / "m")
+    assert first(torch.rand(2, 1, 28, 28)).shape == (2, 16)
+    code, _, err = command(pretrain.main, *words)
+    assert code == 2 and "exists" in err and "--overwrite" in err
+    assert command(pretrain.main, *words, "--overwrite")[0] == 0
+    again = models.load(tmp_path / "m")
+    assert command(pretrain.main, "--steps", 10, "--out", tmp_path / "n")[0] == 2
+    assert again.sha256 == first.sha256                   # the same seed, the same bits
+
+
 def test_bench_compares_with_lora(command):
-    code, out, _ = command(bench.main, "--adapters", "lora_fa", "--rounds", 2, "--steps", 1, "--batch", 2)
+    words = ["--rounds", 2, "--steps", 1, "--batch", 2]
+    code, out, _ = command(bench.main, "--adapters", "lora_fa", *words)
     rows = [line.split("|") for line in out.splitlines() if line.startswith("| lora")]
     assert code == 0 and [row[1].strip() for row in rows] == ["lora", "lora_fa"]
     assert rows[0][5].split() == ["1.00", "(1.00", "to", "1.00)"]
