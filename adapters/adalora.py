@@ -79,7 +79,7 @@ class AdaLoRA(Adapter):
         return self.P.numel() + self.e.numel() + self.Q.numel()
 
     def rank_bound(self):
-        return int(self.kept.sum())
+        return len(self.e)
 
     def regularizer(self):
         eye = torch.eye(len(self.e), dtype=self.e.dtype, device=self.e.device)

@@ -17,6 +17,8 @@ SPECIAL = {"bat": {"rank": 1},                 # the only rank that divides thes
            "dora": {"detach": False},          # with the norm detached the gradient is not exact
            "dvora": {"detach": False},
            "adalora": {"target": 1},
+           "spa": {"density": 0.2},
+           "rosa": {"density": 0.2, "warmup": 1, "collect": 1},
            "lora_dash": {"directions": 2, "launch": 1}}
 NEEDS_BIAS = {"bitfit"}
 
@@ -61,6 +63,13 @@ def train_steps(layer, steps, wd=0.0):
         type(layer).after_step([layer], step, steps)
 
 
+def moved(name, shape):
+    """The adapter after two optimizer steps, so that its schedule has run, and a perturbation."""
+    layer = make(name, shape)
+    train_steps(layer, 2)
+    return perturb(layer)
+
+
 @every_adapter
 @every_shape
 def test_unchanged_at_the_start(name, shape):
@@ -73,7 +82,7 @@ def test_unchanged_at_the_start(name, shape):
 @every_adapter
 @every_shape
 def test_forward_is_the_dense_edit(name, shape):
-    layer = perturb(make(name, shape))
+    layer = moved(name, shape)
     x, _ = inputs(layer)
     bias, change = layer.base.bias, layer.delta_bias()
     bias = bias if change is None else bias + change
@@ -118,7 +127,7 @@ def test_every_trained_parameter_moves_or_is_declared_dead(name):
 
 @every_adapter
 def test_gradient_against_finite_differences(name):
-    layer = perturb(make(name, (4, 3, True)))
+    layer = moved(name, (4, 3, True))
     x, target = inputs(layer)
     names = list(lora.trainable(layer))
 
@@ -130,14 +139,14 @@ def test_gradient_against_finite_differences(name):
 
 @every_adapter
 def test_train_and_eval_mode_agree(name):
-    layer = perturb(make(name, SHAPES[0]))
+    layer = moved(name, SHAPES[0])
     x, _ = inputs(layer)
     assert torch.equal(layer.train()(x), layer.eval()(x))
 
 
 @every_adapter
 def test_rank_bound(name):
-    layer = perturb(make(name, (9, 8, True)))
+    layer = moved(name, (9, 8, True))
     assert torch.linalg.matrix_rank(layer.delta_weight()) <= layer.rank_bound()
 
 

@@ -27,7 +27,8 @@ from lora import ADAPTERS
 from test_data import write_idx
 
 ROOT = Path(train.__file__).parent
-SPECIAL = {"lora_dash": ["--set", "launch=2"]}       # settings that fit six steps
+SPECIAL = {"lora_dash": ["--set", "launch=2"],
+           "rosa": ["--set", "warmup=3", "--set", "collect=2"]}       # settings that fit six steps
 QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
 
 

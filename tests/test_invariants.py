@@ -225,7 +225,7 @@ def test_adalora_keeps_to_its_budget_and_then_to_its_mask(encoder):
             masks.append(torch.cat([layer.e != 0 for layer in layers]))
             assert masks[-1].sum() <= budget(step, total, 16, 8, 0.1, 0.3)
             for layer in layers:
-                assert torch.linalg.matrix_rank(layer.delta_weight()) <= layer.rank_bound()
+                assert torch.linalg.matrix_rank(layer.delta_weight()) <= layer.kept.sum()
     fixed = masks[13:]                                          # from step 42 on
     assert all(torch.equal(mask, fixed[0]) for mask in fixed) and fixed[0].sum() == 8
     per_layer = [int((layer.e != 0).sum()) for layer in layers]
@@ -253,6 +253,74 @@ def test_adalora_triplets_return_when_their_score_does():
 def test_adalora_rejects(keywords, told):
     with pytest.raises(BadInput, match=told):
         layer = make("adalora", SHAPE, **keywords)
+        layer.before_training([layer], 50)
+
+
+# ---- SpA and RoSA --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["spa", "rosa"])
+def test_sparse_support_is_the_largest_summed_squares_and_stays(name):
+    """Two steps are collected: the support is the top of the sum of their dL/dW0^2, has
+    floor(density in out) entries, and never changes; nothing outside it is touched."""
+    warmup = {"warmup": 3} if name == "rosa" else {}
+    layer = make(name, SHAPE, density=0.1, collect=2, **warmup)
+    first, last = (2, 3) if name == "rosa" else (1, 2)
+    x, target = inputs(layer)
+    optimizer, total = torch.optim.SGD(layer.param_groups(0.1, 0.0), lr=0.1), 0
+    for step in range(1, 7):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(layer(x), target)
+        loss.backward()
+        if step in (first, last):                 # dL/dW_eff of the mean squared error, by hand
+            with torch.no_grad():
+                g = 2 * (layer(x) - target) / target.numel()
+            total = total + torch.einsum("bto,bti->oi", g, x).square()
+        layer.after_backward([layer], step, 6)
+        optimizer.step()
+        layer.after_step([layer], step, 6)
+        if step == last:
+            support = layer.support.clone()
+            assert not layer.delta_weight().any()             # restarted, or not yet trained
+    close(layer.score, total)
+    assert set(support.tolist()) == set(total.flatten().topk(6).indices.tolist())
+    assert len(support) == int(0.1 * 63) and torch.equal(support, layer.support)
+    low_rank = layer.scale * layer.B @ layer.A if name == "rosa" else 0
+    sparse = (layer.delta_weight() - low_rank).flatten()
+    assert (sparse[support] != 0).all()
+    sparse[support] = 0
+    assert sparse.abs().max() < 1e-15
+
+
+def test_rosa_values_get_the_gradient_of_their_entries():
+    layer = make("rosa", SHAPE, density=0.1, warmup=1, collect=1)
+    train_steps(layer, 1)
+    perturb(layer)
+    layer.zero_grad()
+    G = full_gradient(layer)
+    close(layer.values.grad, G.flatten()[layer.support])
+
+
+def test_rosa_collects_within_its_warm_up():
+    with pytest.raises(BadInput, match="3 steps out of a warm-up of 2"):
+        make("rosa", SHAPE, warmup=2, collect=3)
+
+
+def test_rosa_warm_up_is_lora():
+    rosa, plain = make("rosa", SHAPE, warmup=5, collect=1), make("lora", SHAPE)
+    train_steps(rosa, 3), train_steps(plain, 3)
+    assert torch.equal(rosa.A, plain.A) and torch.equal(rosa.B, plain.B)
+
+
+@pytest.mark.parametrize("keywords, told", [
+    (dict(density=0.0), r"density in \(0, 1\]"), (dict(density=1.5), r"density in \(0, 1\]"),
+    (dict(density=0.001), "leaves no entry to train"),
+    (dict(collect=0), "the support is chosen by gradients"),
+    (dict(collect=50), "chosen after step 50 of 50"),
+])
+def test_spa_rejects(keywords, told):
+    with pytest.raises(BadInput, match=told):
+        layer = make("spa", SHAPE, **keywords)
         layer.before_training([layer], 50)
 
 

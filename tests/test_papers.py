@@ -134,6 +134,20 @@ def test_adalora_update_and_scores():
     torch.testing.assert_close(adapter.scores(), t([0.9 * 0.765]))
 
 
+def test_spa_and_rosa():
+    """2 x 2, half the entries: scores [[4, 1], [9, 0]] choose the first column. Values (5, 7) sit
+    there; RoSA adds BA = [[0, 1], [0, 1]]."""
+    for name, delta in (("spa", [[5, 0], [7, 0]]), ("rosa", [[5, 1], [7, 1]])):
+        hp = {"rank": 1, "alpha": 1.0, "warmup": 1} if name == "rosa" else {}
+        adapter = ADAPTERS[name](layer([[0.0, 0], [0, 0]]), density=0.5, collect=1, **hp)
+        adapter.score.copy_(t([[4.0, 1], [9, 0]]))
+        adapter.after_step([adapter], 1, 2)
+        put(adapter, values=[5.0, 7])
+        if name == "rosa":
+            put(adapter, A=[[0.0, 1]], B=[[1.0], [1]])
+        assert adapter.delta_weight().tolist() == delta
+
+
 def test_lora_dash_by_hand():
     """W0 = diag(3, 1), BA = 2 e2 e2^T: scores 0 / 3 and 2 / 1, so e2 is chosen; c = 1/2."""
     adapter = put(ADAPTERS["lora_dash"](layer([[3.0, 0], [0, 1]]), rank=1, alpha=1.0, directions=1),
