@@ -127,7 +127,7 @@ class _Call(nn.Module):
         return getattr(self.inner, self.method)(*args)
 
 
-def adapt(encoder, adapter, reading="off", targets="all", *, generator=None, **hp):
+def adapt(encoder, adapter, reading="off", targets="all", *, generator=None, quantize=None, **hp):
     """Inject an adapter and apply a reading: returns the model to train and the layers' names.
 
     An adapter that is itself the closed form of another's layer expansion names it in `expands`.
@@ -139,7 +139,7 @@ def adapt(encoder, adapter, reading="off", targets="all", *, generator=None, **h
     name = adapter if reading == "off" else plain
     if reading == "layer" and closed:
         name = closed[0]
-    layers = inject(encoder, name, targets, generator=generator, **hp)
+    layers = inject(encoder, name, targets, generator=generator, quantize=quantize, **hp)
     if reading == "layer" and not closed:
         for layer in layers:
             encoder.set_submodule(layer, LayerTaylor(encoder.get_submodule(layer)))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput, unknown
+from quantize import QUANTIZERS
 
 ADAPTERS: dict[str, type["Adapter"]] = {}
 
@@ -45,8 +46,16 @@ class Adapter(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
 
+    @classmethod
+    def quantized(cls, base, quantizer, **hp):
+        """This adapter on a quantised base; residual methods quantise what they leave frozen."""
+        return cls(quantizer(base), **hp)
+
     def delta_weight(self):
-        """W_eff - W0, (out, in), differentiable in the adapter's parameters."""
+        """W_eff - W0, (out, in), differentiable in the adapter's parameters.
+
+        On a quantised base it is W_eff - base.weight: what is added to the dequantised weight.
+        """
         raise NotImplementedError
 
     def delta_bias(self):
@@ -146,11 +155,12 @@ def hyperparameters(cls):
             if p.kind is p.KEYWORD_ONLY and p.name != "generator"}
 
 
-def inject(model, name, targets="all", *, generator=None, **hp):
+def inject(model, name, targets="all", *, generator=None, quantize=None, **hp):
     """Freeze `model`, put adapter `name` on its matching nn.Linear layers; return their names.
 
     targets    "all", or comma-separated ends of module names: "q,v" matches blocks.0.q
     generator  source of the random initialisation, drawn layer by layer in model order
+    quantize   "nf4" stores the frozen weights in 4 bits (quantize.py)
     hp         keyword arguments of the adapter's constructor
     Raises BadInput for an unknown adapter or key, and for a target that matches no layer.
     """
@@ -171,7 +181,10 @@ def inject(model, name, targets="all", *, generator=None, **hp):
     takes_generator = "generator" in inspect.signature(cls).parameters
     extra = {"generator": generator} if takes_generator else {}
     for n in matched:
-        model.set_submodule(n, cls(model.get_submodule(n), **hp, **extra))
+        base = model.get_submodule(n)
+        layer = (cls.quantized(base, QUANTIZERS[quantize], **hp, **extra) if quantize
+                 else cls(base, **hp, **extra))
+        model.set_submodule(n, layer)
     cls.share(list(adapters(model).values()), generator)
     return matched
 

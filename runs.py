@@ -172,7 +172,8 @@ def base_encoder(run, device="cpu"):
 def rebuild(run, encoder):
     """Put the adapter of a run on `encoder` (changed in place) and return the model as trained."""
     s = run["setting"]
-    model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]), **s["hp"])
+    model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]),
+                     quantize=s["quantize"], **s["hp"])
     set_tensors(model, run["trained"], run["buffers"], run["folder"] / "adapter.pt")
     set_start(model, run["start"])
     return model

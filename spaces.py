@@ -38,9 +38,8 @@ def check(group, space):
             raise BadInput(f"{pair} adapt different layers ({', '.join(odd[:5])}): "
                            "train both with the same --targets")
         if space == "adapter":
-            same = [(r["setting"]["adapter"], r["setting"]["linearize"], r["setting"]["hp"])
-                    for r in (first, run)]
-            if same[0] != same[1]:
+            keys = ("adapter", "linearize", "quantize", "hp")
+            if any(run["setting"][k] != first["setting"][k] for k in keys):
                 raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
                                "the same kind, rank and alpha; --space weight merges any")
             for part in ("start", "buffers"):
@@ -71,6 +70,10 @@ def weight_space(group, encoder):
     for run in group:
         model = runs.rebuild(run, copy.deepcopy(encoder))
         taus.append(lora.deltas(model))
+        if run["setting"]["quantize"]:               # count the quantisation into the task vector
+            for name, layer in lora.adapters(model).items():
+                W0 = encoder.get_parameter(f"{name}.weight").detach()
+                taus[-1][f"{name}.weight"] += layer.base.weight - W0
     names = sorted(set().union(*taus))
     base = {k: encoder.get_parameter(k).detach().clone() for k in names}
     taus = [{k: tau.get(k, torch.zeros_like(base[k])) for k in names} for tau in taus]

@@ -27,6 +27,7 @@ import suite
 from errors import BadInput, unknown
 from heads import EXAMPLES, HEADS, accuracy, features
 from linearize import READINGS, adapt, encoder_of
+from quantize import QUANTIZERS
 
 SAVE_EVERY = 50
 
@@ -48,6 +49,7 @@ def arguments():
     add("--rank", type=int)
     add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
+    add("--quantize", choices=QUANTIZERS, help="store the frozen weights in 4 bits")
     add("--steps", type=int, default=200)
     add("--batch", type=int, default=32)
     add("--lr", type=float, help="default: the adapter's own")
@@ -82,7 +84,8 @@ def resolve(args):
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
     return {"adapter": args.adapter, "hp": hp, "linearize": reading,
-            "targets": args.targets, "model": args.model, "size": args.size,
+            "quantize": args.quantize, "targets": args.targets,
+            "model": args.model, "size": args.size,
             "random_weights": args.random_weights, "head": args.head, "data": args.data,
             "limit": args.limit, "steps": args.steps, "batch": args.batch,
             "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
@@ -94,6 +97,8 @@ def out_folder(args, setting, task):
     name = setting["adapter"]
     if setting["linearize"] != "off":
         name += f".{setting['linearize']}"
+    if setting["quantize"]:
+        name += f".{setting['quantize']}"
     if args.task == "all" and "{task}" not in args.out:
         raise BadInput(f"--out {args.out}: with --task all it must contain {{task}}")
     try:
@@ -145,6 +150,9 @@ def describe(model, setting, layers):
     print(f"adapted {len(layers)} layers: " + ", ".join(f"{n} x {e}" for e, n in ends.items()))
     count = sum(p.numel() for p in lora.trainable(encoder).values())
     base = sum(p.numel() for p in encoder.parameters()) - count
+    if setting["quantize"]:
+        bases = [layer.base for layer in lora.adapters(encoder).values()]
+        base += sum(linear.in_features * linear.out_features for linear in bases)
     closed = sum(layer.trainable_count() for layer in lora.adapters(encoder).values())
     print(f"frozen {base:,} parameters of the encoder; trainable {count:,}, {count / base:.2%} of "
           f"that (closed form {closed:,})")
@@ -203,7 +211,8 @@ def train(setting, task, out):
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
     generator = torch.Generator().manual_seed(setting["seed"])
     model, layers = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
-                          setting["targets"], generator=generator, **setting["hp"])
+                          setting["targets"], generator=generator, quantize=setting["quantize"],
+                          **setting["hp"])
     injected = list(lora.adapters(encoder_of(model)).values())
     type(injected[0]).before_training(injected, setting["steps"])
     trainable, frozen = describe(model, setting, layers)
@@ -233,6 +242,8 @@ def main():
         for name, cls in sorted(lora.ADAPTERS.items()):
             summary = cls.__doc__.splitlines()[0]
             print(cli.entry(name, lora.paper(cls), summary, lora.hyperparameters(cls)))
+        print("any of them with --quantize nf4 (arXiv:2305.14314): lora is then QLoRA, "
+              "pissa QPiSSA, dora QDoRA, rosa QRoSA")
         return
     setting = resolve(args)
     tasks = list(suite.TASKS) if args.task == "all" else [args.task]

@@ -28,6 +28,7 @@ class MiLoRA(PiSSA):
 
     def __init__(self, base, *, rank=8, alpha=None, generator=None):
         LoRA.__init__(self, base, rank=rank, alpha=alpha or rank, generator=generator)
+        self.refine = 0
         W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
         U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
         U, S, Vt = U[:, -rank:], S[-rank:], Vt[-rank:]

@@ -26,6 +26,7 @@ class OLoRA(PiSSA):
 
     def __init__(self, base, *, rank=8, alpha=None, generator=None):
         LoRA.__init__(self, base, rank=rank, alpha=alpha or rank, generator=generator)
+        self.refine = 0
         W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
         Q, R = torch.linalg.qr(W0)
         self.start_at(Q[:, :rank], R[:rank])

@@ -7,6 +7,8 @@
 Shapes   W0 (out, in) · A, A0 (r, in) · B, B0 (out, r)       trainable r (in + out), rank <= 2r
 Differs  W0 is kept and s B0 A0 is subtracted in the forward pass instead of storing W_res: the
          start is W0 to the last bit, and a saved run does not hang on the signs of an SVD.
+Quantised  QPiSSA stores Q(W_res) and adds s B A; on a decaying spectrum its error is far below
+         QLoRA's, because what is left to quantise is small.
 Trap     delta is measured against W0. Exported as plain LoRA it has rank 2r: [B, -B0] and [A; A0].
 """
 
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from lora import LoRA, register
+from quantize import QuantLinear
 
 
 @register
@@ -23,21 +26,30 @@ class PiSSA(LoRA):
     rank   (8)     inner dimension r, 1 <= r <= min(in, out)
     alpha  (None)  the update is scaled by alpha / rank; None means alpha = rank, the paper's
     niter  (0)     0: exact SVD; n > 0: randomised SVD with n power iterations
+    refine (0)     on a quantised base: how often to refit the factors to W0 - Q(W_res)
     """
 
     lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
 
-    def __init__(self, base, *, rank=8, alpha=None, niter=0, generator=None):
+    def __init__(self, base, *, rank=8, alpha=None, niter=0, refine=0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)
-        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
-        if niter:
+        self.refine = refine
+        self.niter, self.seed = niter, generator.initial_seed() if generator else 0
+        self.start_at(*self.factors(base.weight.detach()))
+
+    def factors(self, W):
+        """B (out, r) and A (r, in) with s B A the principal part of W."""
+        rank = self.A.shape[0]
+        W = W.to(torch.promote_types(W.dtype, torch.float32))
+        if self.niter:
             with torch.random.fork_rng(devices=[]):     # svd_lowrank takes no generator
-                torch.manual_seed(generator.initial_seed() if generator else 0)
-                U, S, V = torch.svd_lowrank(W0, rank, niter)
+                torch.manual_seed(self.seed)
+                U, S, V = torch.svd_lowrank(W, rank, self.niter)
         else:
-            U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+            U, S, Vt = torch.linalg.svd(W, full_matrices=False)
             U, S, V = U[:, :rank], S[:rank], Vt[:rank].T
-        self.start_at((S / self.scale).sqrt() * U, ((S / self.scale).sqrt() * V).T)
+        root = (S / self.scale).sqrt()
+        return root * U, (root * V).T
 
     def start_at(self, B0, A0):
         """Set A and B to their start and keep it: B0 (out, r), A0 (r, in)."""
@@ -45,11 +57,25 @@ class PiSSA(LoRA):
         self.register_buffer("A0", self.A.detach().clone())
         self.register_buffer("B0", self.B.detach().clone())
 
+    @classmethod
+    def quantized(cls, base, quantizer, **hp):
+        """W_eff = Q(W0 - s B0 A0) + s B A: what stays frozen is quantised, not W0."""
+        layer, W0 = cls(base, **hp), base.weight.detach()
+        for _ in range(layer.refine):
+            frozen = quantizer(base, W0 - layer.scale * layer.B0 @ layer.A0)
+            layer.start_at(*layer.factors(W0 - frozen.weight))
+        layer.base = quantizer(base, W0 - layer.scale * layer.B0 @ layer.A0)
+        return layer
+
     def delta_weight(self):
+        if isinstance(self.base, QuantLinear):                       # the base holds the residual
+            return self.scale * self.B @ self.A
         return self.scale * (self.B @ self.A - self.B0 @ self.A0)
 
     def forward(self, x):
         now = F.linear(F.linear(x, self.A), self.B)
+        if isinstance(self.base, QuantLinear):
+            return self.base(x) + self.scale * now
         start = F.linear(F.linear(x, self.A0), self.B0)
         return self.base(x) + self.scale * (now - start)
 

@@ -20,6 +20,7 @@ import lora
 import models
 import pretrain
 import runs
+import spaces
 import train
 import weights
 from conftest import perturb, write_checkpoint
@@ -79,6 +80,22 @@ def test_train_save_reload_gives_the_same_logits(fit, tmp_path, monkeypatch, ada
     assert [int(r["step"]) for r in rows] == list(range(1, 7))
     assert f"linearize {reading}" in out and "adapted 12 layers" in out
     assert "next: python eval.py" in out
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pissa", "dora", "rosa"])
+def test_quantised_runs_reload_and_merge(fit, command, tmp_path, adapter):
+    """QLoRA, QPiSSA, QDoRA, QRoSA: the task vector gives the run's own model, and merges."""
+    words = ["--adapter", adapter, "--quantize", "nf4", *SPECIAL.get(adapter, [])]
+    assert fit(*words)[0] == 0 and fit("--adapter", "lora", "--task", "count")[0] == 0
+    out = tmp_path / f"runs/{adapter}.nf4-digits-s0"
+    run = runs.load(out)
+    model, images = runs.rebuild(run, runs.base_encoder(run)), torch.rand(4, 1, 28, 28)
+    base, taus, apply = spaces.vectors([run], "weight")
+    merged = apply({k: base[k] + taus[0][k] for k in base})
+    torch.testing.assert_close(merged(images), model(images), atol=1e-4, rtol=0)
+    code, _, err = command(evaluation.main, out, tmp_path / "runs/lora-count-s0",
+                           "--merge", "average", "--limit", 20)
+    assert code == 0, err
 
 
 def test_same_seed_same_bits_other_seed_other_bits(fit, tmp_path):

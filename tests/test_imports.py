@@ -31,7 +31,7 @@ def test_imports(path):
     assert not names & SCRIPTS
     assert names <= OURS | PACKAGES | sys.stdlib_module_names
     if path.parent.name == "adapters" and path.name != "__init__.py":
-        assert names & OURS <= {"lora", "linearize", "errors", "adapters"}
+        assert names & OURS <= {"lora", "linearize", "quantize", "errors", "adapters"}
     if path.name == "merge.py":
         assert names & OURS <= {"errors"}
 
