@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")    # tiny tensors: a second thread only costs
+
 import pytest
 import torch
 
