@@ -14,7 +14,6 @@ Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen 
 
 import argparse
 import itertools
-import json
 import statistics
 
 from tqdm import tqdm

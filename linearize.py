@@ -19,7 +19,6 @@ Trap     weight decay pulls p towards 0, not towards p0, also where the gradient
          that do not start at zero (A of LoRA) are therefore not decayed: see `undecayed`.
 """
 
-import torch
 from torch import nn
 from torch.func import functional_call, jvp
 

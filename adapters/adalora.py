@@ -122,6 +122,7 @@ class AdaLoRA(Adapter):
     @classmethod
     @torch.no_grad()
     def after_step(cls, layers, step, total_steps):
+        """Allocate the budget over all layers; in the final phase hold the last mask."""
         one = layers[0]
         fixed_from = total_steps - round(one.final * total_steps)
         if step == fixed_from or (step < fixed_from and step % one.every == 0):

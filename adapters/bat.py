@@ -34,6 +34,7 @@ class Bat(Adapter):
         self.D = nn.Parameter(base.weight.new_zeros(base.out_features // rank, rank, rank))
 
     def delta_weight(self):
+        """(W0_qp + I) D_q in every block, (out, in)."""
         out_features, in_features = self.base.weight.shape
         r = self.D.shape[1]
         blocks = self.base.weight.view(out_features // r, r, in_features // r, r).transpose(1, 2)

@@ -13,7 +13,7 @@ import torch
 
 from adapters.pissa import PiSSA
 from errors import BadInput
-from lora import LoRA, register
+from lora import register
 
 
 @register
@@ -27,13 +27,15 @@ class MiLoRA(PiSSA):
     lr = {"off": 6e-3, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=8, alpha=None, generator=None):
-        LoRA.__init__(self, base, rank=rank, alpha=alpha or rank, generator=generator)
-        self.refine = 0
-        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
-        U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
+        super().__init__(base, rank=rank, alpha=alpha, generator=generator)
+
+    def factors(self, W):
+        """B (out, r) and A (r, in) with s B A the minor part of W."""
+        rank = self.A.shape[0]
+        U, S, Vt = torch.linalg.svd(W, full_matrices=False)
         U, S, Vt = U[:, -rank:], S[-rank:], Vt[-rank:]
-        if S[-1] <= 1e-7 * S.numel() * W0.norm():
+        if S[-1] <= 1e-7 * rank * W.norm():
             raise BadInput(f"milora needs the {rank} smallest singular values above zero, and a "
-                           f"layer of shape {tuple(W0.shape)} is rank-deficient: use lora or pissa")
+                           f"layer of shape {tuple(W.shape)} is rank-deficient: use lora or pissa")
         root = (S / self.scale).sqrt()
-        self.start_at(root * U, root[:, None] * Vt)
+        return root * U, root[:, None] * Vt

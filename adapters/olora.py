@@ -11,7 +11,7 @@ Note     B0 A0 = Q_r Q_r^T W0, and Q_r spans the first r columns of W0: with s =
 import torch
 
 from adapters.pissa import PiSSA
-from lora import LoRA, register
+from lora import register
 
 
 @register
@@ -25,8 +25,9 @@ class OLoRA(PiSSA):
     lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8, alpha=None, generator=None):
-        LoRA.__init__(self, base, rank=rank, alpha=alpha or rank, generator=generator)
-        self.refine = 0
-        W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
-        Q, R = torch.linalg.qr(W0)
-        self.start_at(Q[:, :rank], R[:rank])
+        super().__init__(base, rank=rank, alpha=alpha, generator=generator)
+
+    def factors(self, W):
+        """B (out, r) and A (r, in), the first r columns of Q and rows of R."""
+        Q, R = torch.linalg.qr(W)
+        return Q[:, :self.A.shape[0]], R[:self.A.shape[0]]

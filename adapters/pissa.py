@@ -35,12 +35,12 @@ class PiSSA(LoRA):
         super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)
         self.refine = refine
         self.niter, self.seed = niter, generator.initial_seed() if generator else 0
-        self.start_at(*self.factors(base.weight.detach()))
+        W0 = base.weight.detach()
+        self.start_at(*self.factors(W0.to(torch.promote_types(W0.dtype, torch.float32))))
 
     def factors(self, W):
         """B (out, r) and A (r, in) with s B A the principal part of W."""
         rank = self.A.shape[0]
-        W = W.to(torch.promote_types(W.dtype, torch.float32))
         if self.niter:
             with torch.random.fork_rng(devices=[]):     # svd_lowrank takes no generator
                 torch.manual_seed(self.seed)
