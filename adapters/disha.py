@@ -44,7 +44,7 @@ class DiSHA(Adapter):
         return self.D[inputs][:, self.output_groups()].T
 
     def forward(self, x):
-        return self.base(x) + (pool(x, self.D.shape[0]) @ self.D)[..., self.output_groups()]
+        return self.base(x) + F.linear(pool(x, len(self.D)), self.D.T[self.output_groups()])
 
     def trainable_count(self):
         return self.D.numel()

@@ -46,9 +46,10 @@ class LLoRA(LoRA):
         return self.scale * (self.B @ self.A0 + self.B0 @ (self.A - self.A0))
 
     def forward(self, x):
-        first = F.linear(F.linear(x, self.A0), self.B)
-        second = F.linear(F.linear(x, self.A - self.A0), self.B0)
-        return self.base(x) + self.scale * (first + second)
+        y = self.base(x) + self.scale * F.linear(F.linear(x, self.A0), self.B)
+        if self.B0.any():                      # else the second product, and A's gradient, is zero
+            y = y + self.scale * F.linear(F.linear(x, self.A - self.A0), self.B0)
+        return y
 
     def rank_bound(self):
         return self.A.shape[0] * (2 if self.B0.any() else 1)

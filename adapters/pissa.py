@@ -73,11 +73,10 @@ class PiSSA(LoRA):
         return self.scale * (self.B @ self.A - self.B0 @ self.A0)
 
     def forward(self, x):
-        now = F.linear(F.linear(x, self.A), self.B)
         if isinstance(self.base, QuantLinear):
-            return self.base(x) + self.scale * now
-        start = F.linear(F.linear(x, self.A0), self.B0)
-        return self.base(x) + self.scale * (now - start)
+            return super().forward(x)
+        A, B = torch.cat([self.A, self.A0]), torch.cat([self.B, -self.B0], 1)    # rank 2r, once
+        return self.base(x) + self.scale * F.linear(F.linear(x, A), B)
 
     def rank_bound(self):
         return 2 * self.A.shape[0]

@@ -43,8 +43,9 @@ class SpectralA(Adapter):
         return (self.A_U * self.S) @ (self.V + self.A_V).T + (self.U * self.S) @ self.A_V.T
 
     def forward(self, x):
-        moved = (x @ (self.V + self.A_V) * self.S) @ self.A_U.T
-        return self.base(x) + moved + (x @ self.A_V * self.S) @ self.U.T
+        right = torch.cat([self.V + self.A_V, self.A_V], 1)          # (in, 2r): both terms at once
+        left = torch.cat([self.A_U * self.S, self.U * self.S], 1)    # (out, 2r)
+        return self.base(x) + x @ right @ left.T
 
     def trainable_count(self):
         return self.A_U.numel() + self.A_V.numel()

@@ -18,9 +18,12 @@ from lora import Adapter, register
 
 
 def cayley(T):
-    """An orthogonal matrix from any square one; I from zero."""
-    K, identity = (T - T.T) / 2, torch.eye(len(T), dtype=T.dtype, device=T.device)
-    return torch.linalg.solve(identity + K, identity - K)
+    """Orthogonal matrices from any square ones (..., r, r); I from zero.
+
+    (I + K)^-1 (I - K) = 2 (I + K)^-1 - I
+    """
+    K, identity = (T - T.mT) / 2, torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
+    return 2 * torch.linalg.inv(identity + K) - identity
 
 
 @register
@@ -41,13 +44,14 @@ class SpectralR(Adapter):
 
     def core(self):
         """R_U S_r R_V^T - S_r, (r, r)."""
-        return (cayley(self.T_U) * self.S) @ cayley(self.T_V).T - torch.diag(self.S)
+        R_U, R_V = cayley(torch.stack([self.T_U, self.T_V]))
+        return (R_U * self.S) @ R_V.T - torch.diag(self.S)
 
     def delta_weight(self):
         return self.U @ self.core() @ self.V.T
 
     def forward(self, x):
-        return self.base(x) + (x @ self.V @ self.core().T) @ self.U.T
+        return self.base(x) + x @ self.V @ (self.U @ self.core()).T
 
     def trainable_count(self):
         return 2 * len(self.S) ** 2

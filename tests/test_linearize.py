@@ -152,7 +152,7 @@ def test_A_gets_no_gradient_and_survives_weight_decay(encoder, name, reading):
         model(x).square().sum().backward()
         for n, p in lora.trainable(inner).items():
             if n.endswith(".A"):
-                assert torch.equal(p.grad, torch.zeros_like(p)), n
+                assert p.grad is None or not p.grad.any(), n     # no path to A, or exactly zero
         optimizer.step()
     for n, p in lora.trainable(inner).items():
         assert torch.equal(p, before[n]) == n.endswith(".A"), n
