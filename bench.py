@@ -22,6 +22,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import lora
 import models
+import runs
 from errors import unknown
 from linearize import adapt, encoder_of
 
@@ -83,6 +84,7 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2, help="steps per adapter and round")
+    parser.add_argument("--json", metavar="FILE", help="also write the ratios to a file")
     args = parser.parse_args()
     names = args.adapters.split(",") if args.adapters else sorted(lora.ADAPTERS)
     for name in names:
@@ -101,7 +103,7 @@ def main():
             for _ in range(args.steps):
                 contender.step()
             seconds[kind].append((time.perf_counter() - began) / args.steps)
-    rows, base = [], contenders["lora", "off"].kept()
+    rows, found, base = [], [], contenders["lora", "off"].kept()
     for kind in kinds:
         ratios = [a / b for a, b in zip(seconds[kind], seconds["lora", "off"])]
         low, middle, high = statistics.quantiles(ratios, n=4)
@@ -110,10 +112,14 @@ def main():
                      f"{1e3 * statistics.median(seconds[kind]):.0f}",
                      f"{middle:.2f} ({low:.2f} to {high:.2f})",
                      f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
+        found.append(dict(zip(("adapter", "linearize", "time", "kept"), (*kind, middle,
+                                                                         kept / base))))
     print(f"batch {args.batch}, {args.rounds} rounds of {args.steps} steps, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
                      "kept / lora"], rows))
+    if args.json:
+        runs.write_json(found, args.json)
 
 
 if __name__ == "__main__":
