@@ -40,22 +40,25 @@ def folder(args, adapter, rate, task, seed):
 
 
 def train(args, runs, title):
-    """Make the runs (adapter, rate, task, seed) that are missing, `--jobs` at a time."""
+    """Make the runs (adapter, rate, seed) that are missing, `--jobs` at a time."""
     def one(run):
-        adapter, rate, task, seed = run
-        words = ["--adapter", adapter, "--lr", rate, "--task", task, "--seed", seed, "--steps",
-                 args.steps, "--model", args.model, "--out", folder(args, *run), "--resume"]
+        adapter, rate, seed = run
+        words = ["--adapter", adapter, "--lr", rate, "--task", ",".join(args.tasks), "--seed", seed,
+                 "--steps", args.steps, "--model", args.model, "--resume",
+                 "--out", folder(args, adapter, rate, "{task}", seed)]
         return subprocess.run([sys.executable, str(HERE / "train.py"), *map(str, words)],
                               env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=HERE,
                               capture_output=True, text=True)
 
-    todo = [run for run in runs if not (folder(args, *run) / "result.json").exists()]
+    there = lambda a, rate, seed: all((folder(args, a, rate, task, seed) / "result.json").exists()
+                                      for task in args.tasks)
+    todo = [run for run in runs if not there(*run)]
     with ThreadPoolExecutor(args.jobs) as pool:
         for run, done in zip(todo, tqdm(pool.map(one, todo), total=len(todo), desc=title)):
             if done.returncode:
                 pool.shutdown(cancel_futures=True)
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise BadInput(f"{folder(args, *run)}: {last}")
+                raise BadInput(f"{' '.join(map(str, run))}: {last}")
 
 
 def result(args, *run):
@@ -127,10 +130,8 @@ def main():
         if name not in lora.ADAPTERS:
             raise unknown("adapter", name, lora.ADAPTERS)
     args.out = args.out.absolute()
-    train(args, [(a, rate, task, 0) for a in names for rate in args.rates for task in args.tasks],
-          "learning rates")
-    train(args, [(a, best_rate(args, a), task, seed) for a in names for task in args.tasks
-                 for seed in SEEDS[1:]], "seeds")
+    train(args, [(a, rate, 0) for a in names for rate in args.rates], "learning rates")
+    train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")
     times = step_times(args)
     print(f"{args.steps} steps, learning rate chosen on validation from "
           f"{', '.join(f'{r:g}' for r in args.rates)}; test accuracy over {len(SEEDS)} seeds")

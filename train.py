@@ -38,7 +38,7 @@ def arguments():
     add = p.add_argument
     add("--adapter", default="l_lora", help="see --list")
     add("--linearize", choices=READINGS, help="off, layer or model; default: the adapter's own")
-    add("--task", default="digits", help="a built-in task, all, or any name with --data")
+    add("--task", default="digits", help="one or more built-in tasks (a,b), all, or any name with --data")
     add("--data", metavar="FOLDER", help="folder of IDX files (MNIST family)")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--model", default="vit", help="a folder of checkpoints/ or any checkpoint folder")
@@ -92,6 +92,11 @@ def resolve(args):
             "device": cli.device(args.device), "dtype": args.dtype}
 
 
+def task_names(args):
+    """--task as a list: all, one, or several with commas."""
+    return list(suite.TASKS) if args.task == "all" else args.task.split(",")
+
+
 def out_folder(args, setting, task):
     """runs/{model}-{adapter}-{task}-s{seed}; {adapter} names the reading: lora, l_lora.model."""
     name = setting["adapter"]
@@ -99,8 +104,8 @@ def out_folder(args, setting, task):
         name += f".{setting['linearize']}"
     if setting["quantize"]:
         name += f".{setting['quantize']}"
-    if args.task == "all" and "{task}" not in args.out:
-        raise BadInput(f"--out {args.out}: with --task all it must contain {{task}}")
+    if len(task_names(args)) > 1 and "{task}" not in args.out:
+        raise BadInput(f"--out {args.out}: with several tasks it must contain {{task}}")
     try:
         return Path(args.out.format(model=Path(args.model).name, adapter=name, task=task,
                                     seed=args.seed))
@@ -246,7 +251,7 @@ def main():
               "pissa QPiSSA, dora QDoRA, rosa QRoSA")
         return
     setting = resolve(args)
-    tasks = list(suite.TASKS) if args.task == "all" else [args.task]
+    tasks = task_names(args)
     for task in tasks:
         data.check(task, args.data)
     todo = [(task, out) for task in tasks

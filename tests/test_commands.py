@@ -17,6 +17,7 @@ import torch
 import bench
 import eval as evaluation
 import lora
+import merge
 import models
 import pretrain
 import runs
@@ -200,6 +201,34 @@ def test_ranks_and_kinds_merge_in_weight_space(fit, merge_runs):
     assert "| task_arithmetic |" in out
 
 
+@pytest.fixture(scope="session")
+def partner(tiny, tmp_path_factory):
+    """A LoRA run of rank 3 on another task, trained once."""
+    out = tmp_path_factory.mktemp("partner") / "lora"
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["--adapter", "lora", "--rank", 3, "--task", "count", "--model", tiny, "--out", out]
+        patch.setattr(sys, "argv", ["train.py", *map(str, [*words, *QUICK])])
+        train.main()
+    return out
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_every_kind_merges_with_another_kind_and_rank(fit, command, partner, tmp_path, adapter):
+    """The average in weight space is the base plus half of each run's own dense change."""
+    reading = ADAPTERS[adapter].linearize.replace("model", "layer")
+    assert fit("--adapter", adapter, "--linearize", reading, *SPECIAL.get(adapter, []))[0] == 0
+    out = next((tmp_path / "runs").iterdir())
+    code, text, err = command(evaluation.main, out, partner, "--merge", "average", "--limit", 20)
+    assert code == 0 and "space weight" in text, err
+    group = [runs.load(out), runs.load(partner)]
+    base, taus, _ = spaces.vectors(group, "weight")
+    deltas = [lora.deltas(runs.rebuild(run, runs.base_encoder(run))) for run in group]
+    for k, merged in merge.RULES["average"](base, taus).items():
+        change = sum(delta.get(k, torch.zeros(())) for delta in deltas) / 2
+        torch.testing.assert_close(merged - base[k], change, atol=1e-6, rtol=0)
+        assert adapter == "bitfit" or k.endswith("bias") or change.any()
+
+
 @pytest.mark.parametrize("adapter", ["lora", "l_lora", "full"])
 def test_a_run_merged_with_itself_is_itself(fit, merge_runs, adapter):
     """In weight space, and in adapter space for the whole-model reading."""
@@ -240,7 +269,7 @@ def test_by_seed_reports_mean_and_spread(fit, merge_runs):
     (["--steps", 0], "--steps 0: give a positive number"),
     (["--device", "tpu9"], "--device tpu9 is not available here"),
     (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
-    (["--out", "runs/x", "--task", "all"], "with --task all it must contain {task}"),
+    (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),
     (["--size", 30], "image size 30 is no multiple of the patch size 7"),
     (["--data", "nowhere", "--task", "mine"], "nowhere has no train-images-idx3-ubyte"),
 ])
