@@ -2,12 +2,15 @@
 
     python bench.py                                    # every adapter as it runs by default
     python bench.py --adapters lora,l_lora,dora --rounds 40
+    python bench.py --rules all                        # merge rules on 8 x 22 million parameters
 
 Time     the adapters take turns: each round gives every one of them a few steps, and its ratio to
          LoRA is formed within the round, so that a slow moment of the machine hits all alike. The
          table shows the median over the rounds and the middle half.
 Memory   bytes that autograd keeps from the forward to the backward pass, each storage once, without
          the frozen model: what a batch costs, counted exactly and not sampled.
+Rules    seconds with all task vectors in memory, also relative to reading each number once; and the
+         most memory held, in task vectors beside the base, when they come one by one.
 """
 
 import argparse
@@ -21,10 +24,12 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import lora
+import merge
 import models
 import runs
 from errors import unknown
 from linearize import adapt, encoder_of
+from measure import Peak
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
 
@@ -77,6 +82,45 @@ class Contender:
         return sum(size for pointer, size in seen.items() if pointer not in self.frozen)
 
 
+def task_vectors(millions, count=8, width=384):
+    """(base, make): zeros with the shapes of a ViT of `millions` parameters, and task vector t."""
+    block = {f"{n}.weight": (width, width) for n in ("q", "k", "v", "out")}
+    block |= {"fc1.weight": (4 * width, width), "fc2.weight": (width, 4 * width)}
+    depth = max(1, round(millions * 1e6 / (12 * width ** 2)))
+    shapes = {f"blocks.{i}.{k}": shape for i in range(depth) for k, shape in block.items()}
+
+    def make(t):
+        generator = torch.Generator().manual_seed(t)
+        return {k: torch.randn(shape, generator=generator) for k, shape in shapes.items()}
+
+    return {k: torch.zeros(shape) for k, shape in shapes.items()}, make
+
+
+def rules(names, millions, count=8):
+    """Print seconds per million parameters and task vectors held, for every rule."""
+    base, make = task_vectors(millions, count)
+    size = sum(v.numel() for v in base.values())
+    rows, taus = [], [make(t) for t in range(count)]
+    began = time.perf_counter()
+    for tau in taus:
+        sum(v.sum() for v in tau.values())
+    reading = time.perf_counter() - began
+    for name in tqdm(names, desc="rules"):
+        function = (merge.RULES | merge.EXPERTS)[name]
+        with Peak() as listed:
+            function(base, taus)
+        rows.append([name, listed.seconds])
+    del taus
+    for row in tqdm(rows, desc="memory"):
+        with Peak() as streamed:
+            (merge.RULES | merge.EXPERTS)[row[0]](base, (make(t) for t in range(count)))
+        row[1:] = [f"{row[1]:.2f}", f"{1e9 * row[1] / size:.1f}", f"{row[1] / reading:.1f}",
+                   f"{streamed.bytes / (4 * size):.1f}"]
+    print(f"{count} task vectors of {size / 1e6:.1f} million parameters, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
+
+
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,7 +129,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2, help="steps per adapter and round")
     parser.add_argument("--json", metavar="FILE", help="also write the ratios to a file")
+    parser.add_argument("--rules", metavar="RULE,...", help="time merge rules instead, or all")
+    parser.add_argument("--millions", type=float, default=22, help="parameters, with --rules")
     args = parser.parse_args()
+    if args.rules:
+        free = [n for n, f in (merge.RULES | merge.EXPERTS).items() if not f.needs and not f.count]
+        chosen = free if args.rules == "all" else args.rules.split(",")
+        for name in chosen:
+            if name not in free:
+                raise unknown("rule without data", name, free)
+        rules(chosen, args.millions)
+        return
     names = args.adapters.split(",") if args.adapters else sorted(lora.ADAPTERS)
     for name in names:
         if name not in lora.ADAPTERS:

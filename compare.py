@@ -74,7 +74,7 @@ def best_rate(args, adapter):
 
 
 def lines_of_code(cls):
-    """Lines of the adapter's file without blanks, comments and docstrings; of LoRA, of its class."""
+    """Lines of the adapter's file without blanks, comments and docstrings; for LoRA its class."""
     module = sys.modules[cls.__module__]
     source = inspect.getsource(cls if module is lora else module)
     source = re.sub(r'""".*?"""', "", source, flags=re.DOTALL)

@@ -2,14 +2,12 @@
 
     python eval.py runs/vit-lora-*-s0                        # each run by itself
     python eval.py runs/vit-lora-*-s0 --merge average,task_arithmetic,ties --sweep lam=0:1:0.05
-    python eval.py runs/vit-lora-* --by seed --merge average # mean and spread over seeds
+    python eval.py runs/vit-*-s0 --merge all --by adapter    # every rule, one table per adapter
+    python eval.py runs/vit-lora-*-s? --by seed --merge average      # mean and spread over seeds
     python eval.py --list                                    # every rule and its keys
 
-    absolute     mean over tasks of the merged model's accuracy
-    normalised   mean over tasks of merged / single, each task by its own fine-tuned model
-    share        (merged - base) / (single - base) of the means: what survives of the gain
-
 Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
+The scores are explained in score.py.
 """
 
 import argparse
@@ -20,13 +18,16 @@ from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
-import data
 import merge
+import plots
 import runs
 import spaces
 from errors import BadInput, unknown
-from heads import accuracy, correct, features
-from linearize import LinearizedModel
+from instruments import INSTRUMENTS, Analysis
+from score import RULES, Tasks, evaluate, obstacle, split_joint
+
+LAM = "lam=0.1,0.2,0.3,0.5,0.8,1.2"                # what --merge all sweeps unless told otherwise
+TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
 
 
 def arguments():
@@ -34,24 +35,41 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = p.add_argument
     add("runs", nargs="*", metavar="RUN", help="run folders made by train.py")
-    add("--merge", default="", metavar="RULE,...", help="merge the runs with these rules")
+    add("--merge", default="", metavar="RULE,...", help="merge the runs with these rules, or all")
     add("--space", choices=["weight", "adapter"],
         help="default: weight, or adapter for models linearized as a whole")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the rules")
     add("--sweep", action="append", default=[], metavar="KEY=FROM:TO:STEP",
         help="values of a key to choose from on val; also KEY=a,b,c")
-    add("--by", choices=["seed"], help="one merged model per seed; report mean and spread")
+    add("--by", default="", metavar="adapter,seed",
+        help="merge the runs of each adapter, each seed apart; report mean and spread over seeds")
+    add("--unlabelled", choices=["calib", "test"], default="calib",
+        help="inputs for rules that use them without labels; test is what AdaMerging's paper does")
+    add("--analyze", default="", metavar="WHAT,...",
+        help=f"instruments, or all: {', '.join(INSTRUMENTS)}")
+    add("--lam", type=float, help="coefficient of task arithmetic for --analyze (default: by val)")
+    add("--plot", metavar="FOLDER", help="also draw the figures of --analyze (needs matplotlib)")
     add("--split", choices=["val", "test"], default="test")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--device", default="auto")
     add("--json", metavar="FILE", help="also write every number to a file")
     add("--list", action="store_true", help="list the rules and stop")
     args = p.parse_args()
-    args.merge = [r for r in args.merge.split(",") if r]
-    for name in args.merge:
-        if name not in merge.RULES:
-            raise unknown("rule", name, merge.RULES)
+    args.all = args.merge == "all"
+    args.merge = [r for r in RULES if r not in TRIVIAL] if args.all else \
+        [r for r in args.merge.split(",") if r]
+    args.by = [part for part in args.by.split(",") if part]
+    args.analyze = list(INSTRUMENTS) if args.analyze == "all" else \
+        [name for name in args.analyze.split(",") if name]
+    for names, known, kind in ((args.merge, RULES, "rule"), (args.by, ["adapter", "seed"], "--by"),
+                               (args.analyze, INSTRUMENTS, "instrument")):
+        for name in names:
+            if name not in known:
+                raise unknown(kind, name, known)
+    if args.all and not any(s.startswith("lam=") for s in args.sweep + args.set):
+        args.sweep.append(LAM)
     args.device = cli.device(args.device)
+    args.plot = plots.folder(args.plot) if args.plot else None
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
@@ -85,152 +103,146 @@ def settings_of(rule, args):
     return [fixed | dict(zip(swept, values)) for values in itertools.product(*swept.values())]
 
 
-class Tasks:
-    """The tasks of a group of runs: heads, data, and the accuracy of a model on all of them."""
-
-    def __init__(self, group, args):
-        self.args, self.runs, self.heads = args, {r["setting"]["task"]: r for r in group}, {}
-        for task, run in self.runs.items():
-            self.heads[task] = runs.head(run).to(args.device)
-
-    def data(self, split, task):
-        s = self.runs[task]["setting"]
-        return data.load(task, split, s["data"], self.args.limit or s["limit"])
-
-    def score(self, model, split, task):
-        """Accuracy on one task."""
-        return accuracy(model, self.heads[task], *self.data(split, task))
-
-    def scores(self, model, split):
-        """{task: accuracy}."""
-        return {task: self.score(model, split, task) for task in self.runs}
-
-    def features(self, model, split):
-        """{task: features (n, D)}."""
-        return {task: features(model, self.data(split, task)[0]) for task in self.runs}
-
-    def scores_of(self, features, split):
-        """{task: accuracy} of features already computed."""
-        return {task: correct(self.heads[task], f, self.data(split, task)[1])
-                for task, f in features.items()}
+def kind_of(run):
+    """lora, l_lora.model, dora.nf4, ...: what a table is about."""
+    s = run["setting"]
+    parts = [s["adapter"], s["linearize"] if s["linearize"] != "off" else None, s["quantize"]]
+    return ".".join(part for part in parts if part)
 
 
-def mean(scores):
-    return statistics.fmean(scores.values())
+def chosen(row):
+    """The settings of a row, as text."""
+    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
+                     for k, v in row.get("chosen", {}).items() if v is not None)
 
 
-def val_curve(rule, choices, base, taus, apply, tasks, bar):
-    """Mean val accuracy of every choice of settings.
+def report(results, tasks, costs):
+    """The table of one or several seeds: mean, and the spread where there are several.
 
-    A `lam` multiplies the whole merged task vector, so the rule runs once per setting of the other
-    keys. A model linearized as a whole is affine in its parameters, and its features with it:
-    f(lam) = f(0) + lam (f(1) - f(0)), two passes for the whole sweep.
+    costs   False: a column per task; True: the worst task, seconds and memory of each rule
     """
-    curve, ends = [], {}
-    for choice in choices:
-        rest = {k: v for k, v in choice.items() if k != "lam"}
-        if (key := str(rest)) not in ends:
-            full = rest | ({"lam": 1.0} if "lam" in choice else {})
-            one = merge.RULES[rule](base, taus, **full)
-            affine = "lam" in choice and isinstance(apply(base), LinearizedModel)
-            ends[key] = one, [tasks.features(apply(p), "val") for p in (base, one) if affine]
-        (one, outputs), lam = ends[key], choice.get("lam", 1.0)
-        if outputs:
-            f0, f1 = outputs
-            scores = tasks.scores_of({t: f0[t] + lam * (f1[t] - f0[t]) for t in f0}, "val")
-        else:
-            merged = {k: base[k] + lam * (one[k] - base[k]) for k in base}
-            scores = tasks.scores(apply(merged), "val")
-        curve.append(mean(scores))
-        bar.set_postfix_str(f"{rule} {curve[-1]:.3f}", refresh=False)
-        bar.update()
-    return curve
-
-
-def evaluate(group, args, bar):
-    """All rows of one group of runs: {row: {"scores": {task: acc}, "chosen": {...}}}."""
-    tasks = Tasks(group, args)
-    space = args.space or spaces.default(group)
-    base, taus, apply = spaces.vectors(group, space, args.device)
-    rows = {"base": {"scores": tasks.scores(apply(base), args.split)}}
-    single = {task: [] for task in tasks.runs}
-    for run, tau in zip(group, taus):
-        task, model = run["setting"]["task"], apply({k: base[k] + tau[k] for k in base})
-        single[task].append(tasks.score(model, args.split, task))
-    single = {task: statistics.fmean(scores) for task, scores in single.items()}
-    rows["single"] = {"scores": single}
-    for rule in args.merge:
-        choices = settings_of(rule, args)
-        curve = val_curve(rule, choices, base, taus, apply, tasks, bar) if len(choices) > 1 else []
-        best = choices[curve.index(max(curve))] if curve else choices[0]
-        merged = merge.RULES[rule](base, taus, **best)
-        rows[rule] = {"scores": tasks.scores(apply(merged), args.split), "chosen": best,
-                      "val_curve": list(zip(choices, curve))}
-    floor, ceiling = mean(rows["base"]["scores"]), mean(single)
-    for row in rows.values():
-        scores = row["scores"]
-        row["absolute"] = mean(scores)
-        row["normalised"] = mean({t: scores[t] / max(single[t], 1e-9) for t in single})
-        row["share"] = (mean(scores) - floor) / (ceiling - floor) if ceiling != floor else 0.0
-    return space, rows
-
-
-def report(results, tasks):
-    """The table of one or several groups (seeds): mean, and the spread where there are several."""
-    def cell(values):
+    def cell(values, form="{:.3f}"):
         if len(values) == 1:
-            return f"{values[0]:.3f}"
-        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
+            return form.format(values[0])
+        return f"{form} ± {form}".format(statistics.fmean(values), statistics.stdev(values))
 
     out = []
     for name in results[0]:
         rows = [r[name] for r in results]
-        chosen = [", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-                            for k, v in row.get("chosen", {}).items()) for row in rows]
-        out.append([name, " / ".join(dict.fromkeys(chosen)) or "-",
-                    *[f"{statistics.fmean(r['scores'][t] for r in rows):.3f}" for t in tasks],
-                    *[cell([r[k] for r in rows]) for k in ("absolute", "normalised", "share")]])
-    return cli.table(["model", "chosen on val", *tasks, "absolute", "normalised", "share"], out)
+        line = [name, " / ".join(dict.fromkeys(map(chosen, rows))) or "-"]
+        if not costs:
+            line += [f"{statistics.fmean(r['scores'][t] for r in rows):.3f}" for t in tasks]
+        line += [cell([r[k] for r in rows]) for k in ("absolute", "normalised", "share")]
+        if costs:
+            worst = rows[0]["worst"]
+            line.append(f"{worst} {statistics.fmean(r['scores'][worst] for r in rows):.3f}")
+            line += [f"{statistics.fmean(r[k] for r in rows) / unit:.1f}" if k in rows[0] else "-"
+                     for k, unit in (("seconds", 1), ("bytes", 2 ** 20))]
+        out.append(line)
+    header = ["model", "chosen on val", *([] if costs else tasks), "absolute", "normalised",
+              "share", *(["worst task", "s", "MiB"] if costs else [])]
+    return cli.table(header, out)
 
 
 def own_task(group, args):
-    """The table without --merge: every run on its own task."""
+    """The table without --merge: every run on its own tasks."""
     rows = []
     for run in tqdm(group, desc="runs"):
         model = runs.rebuild(run, runs.base_encoder(run, args.device))
-        s, tasks = run["setting"], Tasks([run], args)
-        rows.append([run["folder"].name, s["adapter"], s["linearize"], s["task"],
-                     *[tasks.score(model, split, s["task"]) for split in ("val", "test")]])
+        s, tasks = run["setting"], Tasks([run], args.device, args.limit)
+        for task in tasks.runs:
+            rows.append([run["folder"].name, s["adapter"], s["linearize"], task,
+                         *[tasks.score(model, split, task) for split in ("val", "test")]])
     return cli.table(["run", "adapter", "linearize", "task", "val", "test"], rows)
 
 
+def groups_of(loaded, by):
+    """{(kind, seed): runs}, by what is asked for; else one group."""
+    groups = {}
+    for run in loaded:
+        key = (kind_of(run) if "adapter" in by else None,
+               run["setting"]["seed"] if "seed" in by else None)
+        groups.setdefault(key, []).append(run)
+    return groups
+
+
+def plan(group, args):
+    """(space, {rule: settings to choose from}) of a group; `all` leaves out what does not apply."""
+    space, rules = args.space or spaces.default(group), {}
+    for rule in args.merge:
+        if why := obstacle(rule, space, group):
+            if not args.all:
+                raise BadInput(f"{why}: leave it out or give other runs")
+            tqdm.write(f"left out: {why}")
+            continue
+        rules[rule] = settings_of(rule, args)
+    return space, rules
+
+
+def merged_tables(loaded, args):
+    """Merge every group and print one table per kind of adapter."""
+    groups, found = groups_of(loaded, args.by), {}
+    plans = {key: plan(group, args) for key, group in groups.items()}
+    swept = sum(len(c) for _, rules in plans.values() for c in rules.values() if len(c) > 1)
+    with tqdm(total=swept, desc="sweep on val") as bar:
+        for key, group in groups.items():
+            tasks = Tasks(group, args.device, args.limit, args.unlabelled)
+            space, rules = plans[key]
+            found[key] = evaluate(group, rules, tasks, space, args.split, bar)
+    for kind in dict.fromkeys(kind for kind, _ in groups):
+        keys = [key for key in groups if key[0] == kind]
+        first = groups[keys[0]][0]["setting"]
+        print(f"\n{sum(len(groups[k]) for k in keys)} runs in {len(keys)} group(s), adapter "
+              f"{first['adapter']}, linearize {first['linearize']}, space {plans[keys[0]][0]}, "
+              f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
+        results = [found[key] for key in keys]
+        print(report(results, list(results[0]["base"]["scores"]), args.all))
+    named = lambda key: " ".join(str(part) for part in key if part is not None) or "all"
+    return {named(key): {"space": plans[key][0], "rows": rows} for key, rows in found.items()}
+
+
+def analyzed(loaded, args):
+    """Run the instruments on every group."""
+    found = {}
+    for (kind, seed), group in groups_of(loaded, [*args.by, "adapter"]).items():
+        _, group = split_joint(group)
+        tasks = Tasks(group, args.device, args.limit, args.unlabelled)
+        space_name = args.space or spaces.default(group)
+        space = spaces.vectors(group, space_name, args.device)
+        a = Analysis(space, tasks, kind, args.lam or 0.0, folder=args.plot)
+        if args.lam is None:
+            a.lam = max((i / 20 for i in range(1, 21)), key=lambda lam: statistics.fmean(
+                a.score(a.only(a.names, lam), n, "val") for n in a.names))
+        title = f"{kind}, space {space_name}, {len(group)} tasks, lam {a.lam:g}"
+        print(f"\n{title}, first {a.examples} images of a split")
+        for name in args.analyze:
+            print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")
+            found[f"{kind} {name}" if seed is None else f"{kind} {seed} {name}"] = \
+                INSTRUMENTS[name](a)
+    if not args.plot:
+        print("\nfigures: add --plot FOLDER (needs matplotlib, see requirements-figures.txt)")
+    return found
+
+
 def main():
-    """Score the runs one by one, or merged."""
+    """Score the runs one by one, or merged, or look at what merging does."""
     args = arguments()
     if args.list:
-        for name, function in merge.RULES.items():
+        for name, function in RULES.items():
             title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
             print(cli.entry(name, title, formula, merge.options(name)))
         return
     loaded = [runs.load(folder) for folder in args.runs]
-    if not args.merge:
+    found = {}
+    if not args.merge and not args.analyze:
         print(own_task(loaded, args))
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
-        return
-    groups = {}
-    for run in loaded:
-        groups.setdefault(run["setting"]["seed"] if args.by else None, []).append(run)
-    sizes = [len(s) for s in (settings_of(rule, args) for rule in args.merge)]
-    with tqdm(total=len(groups) * sum(n for n in sizes if n > 1), desc="sweep on val") as bar:
-        found = [evaluate(group, args, bar) for group in groups.values()]
-    space, tasks = found[0][0], list(found[0][1]["base"]["scores"])
-    first = loaded[0]["setting"]
-    print(f"{len(loaded)} runs in {len(groups)} group(s), adapter {first['adapter']}, linearize "
-          f"{first['linearize']}, space {space}, scored on {args.split}")
-    print(report([rows for _, rows in found], tasks))
+    if args.merge:
+        found = merged_tables(loaded, args)
+    if args.analyze:
+        found |= {"analysis": analyzed(loaded, args)}
     if args.json:
-        runs.write_json({"space": space, "groups": {str(k): rows for k, (_, rows)
-                                                    in zip(groups, found)}}, args.json)
+        runs.write_json(found, args.json)
         print(f"wrote {args.json}")
 
 

@@ -56,9 +56,12 @@ class LinearizedModel(nn.Module):
         super().__init__()
         self.model, self.p0 = model, snapshot(model)
 
+    def at(self, p, x):
+        """f_lin(x; p) at given parameters, a dict with the keys of p0."""
+        return taylor(lambda p: functional_call(self.model, p, (x,)), self.p0, p)
+
     def forward(self, x):
-        f = lambda p: functional_call(self.model, p, (x,))
-        return taylor(f, self.p0, trainable(self.model))
+        return self.at(trainable(self.model), x)
 
     def param_groups(self, groups):
         """The layers' optimizer groups, without decay where p0 is not zero."""

@@ -1,67 +1,129 @@
-"""Merging: several fine-tuned models into one. Weights in, weights out, no training.
+"""Merging: several fine-tuned models into one. Weights in, weights out, no training, no data.
 
     tau_t = theta_t - theta_0                                             the task vector of task t
 
 A rule is a pure function `rule(base, taus, *, ...) -> merged`: `base` (theta_0) and every tau are
 dicts name -> tensor with the same keys and shapes, T of them in the order given; `merged` has those
-keys too. Inputs are never changed. A keyword `lam` always scales the whole merged task vector:
-merged(lam) = base + lam (merged(1) - base). Arithmetic is float32 or better, cast back to the dtype
-of `base` once.
+keys too. Inputs are never changed. `taus` may be a generator: rules marked *streams* go through it
+once and hold at most two task vectors at a time. A keyword `lam` always scales the whole merged
+task vector: merged(lam) = base + lam (merged(1) - base). Arithmetic is float32 or better, cast back
+to the dtype of `base` once. Rules that keep one model per task return `Experts` instead.
 
 What the dict holds is the caller's choice, and not the same thing (`eval.py --space`):
     weight    W0 and the dense delta of every layer: any adapters and ranks merge, and T adapters of
               rank r give a delta of rank up to T r
     adapter   the adapters' own parameters: averaging A and B separately makes cross terms B_i A_j
+
+A course in three files, one registry: this one (arithmetic, election), spectra.py (singular values)
+and, with examples, merge_data.py and merge_learned.py.
 """
 
 import functools
 import inspect
+import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
 from errors import BadInput
 
-RULES = {}
+RULES = {}        # name -> rule that returns one model
+EXPERTS = {}      # name -> rule that returns one model per task
+
+# Keywords that are filled in by the caller from tasks and data, never by hand:
+DATA = {"functions": "T callables (params, x) -> logits",
+        "batches": "T tensors of unlabelled inputs",
+        "labelled": "T pairs of inputs and labels",
+        "activations": "a callable (params, x) -> {weight name: its inputs (rows, in)}",
+        "features": "a callable (params, x) -> features (B, D)",
+        "scores": "T single-task scores"}
 
 
-def rule(function):
-    """Decorator: register a rule, check its input, compute in at least float32, cast back once."""
+class Experts(NamedTuple):
+    """One model per task, and how an input finds its model."""
+
+    models: list                     # T dicts name -> tensor
+    route: Callable | None = None    # x (B, ...) -> task index (B,); None: the task must be known
+
+
+def rule(function=None, *, count=None, space=None, registry=RULES):
+    """Decorator: register a rule, check its input, compute in at least float32, cast back once.
+
+    count  the number of task vectors it takes, where that is fixed
+    space  "weight" or "adapter", where it makes sense in one of them only
+    """
+    if function is None:
+        return functools.partial(rule, count=count, space=space, registry=registry)
+    name = function.__name__
+    parameters = inspect.signature(function).parameters
+    needs = [k for k in DATA if k in parameters]
 
     @functools.wraps(function)
     def checked(base, taus, **keywords):
-        check(base, taus)
-        up = lambda d: {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in d.items()}
-        merged = function(up(base), [up(tau) for tau in taus], **keywords)
-        return {k: merged[k].to(base[k].dtype) for k in base}
+        if missing := [k for k in needs if keywords.get(k) is None]:
+            raise BadInput(f"{name} needs data: " + ", ".join(f"{k} ({DATA[k]})" for k in missing))
+        if count is not None and len(taus := list(taus)) != count:
+            raise BadInput(f"{name} takes {count} task vectors and got {len(taus)}")
+        merged = function(widen(base), stream(base, taus), **keywords)
+        narrow = lambda d: {k: d[k].to(base[k].dtype) for k in base}
+        if isinstance(merged, Experts):
+            return merged._replace(models=[narrow(model) for model in merged.models])
+        return narrow(merged)
 
-    RULES[function.__name__] = checked
+    checked.count, checked.space, checked.needs = count, space, needs
+    registry[name] = checked
     return checked
 
 
-def check(base, taus):
-    """Raise BadInput unless there is a task vector and all fit the base; names the first five."""
-    if not taus:
-        raise BadInput("nothing to merge: give at least one task vector")
+def widen(tensors):
+    """At least float32; no copy where it is that already."""
+    return {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()}
+
+
+def stream(base, taus):
+    """The task vectors one by one, checked and widened; BadInput if there is none."""
+    t = -1
     for t, tau in enumerate(taus):
-        differing = sorted(base.keys() ^ tau.keys())
-        if differing:
-            raise BadInput(f"task vector {t} and the base differ in {len(differing)} keys: "
-                           f"{', '.join(differing[:5])}: merge runs that adapt the same layers")
-        shapes = [k for k in sorted(base) if base[k].shape != tau[k].shape]
-        if shapes:
-            told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}"
-                             for k in shapes[:5])
-            raise BadInput(f"task vector {t} has {len(shapes)} tensors of another shape: {told}")
-        bad = [k for k in sorted(tau) if not torch.isfinite(tau[k]).all()]
-        if bad:
-            raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: "
-                           "retrain it")
+        check(base, tau, t)
+        yield widen(tau)
+    if t < 0:
+        raise BadInput("nothing to merge: give at least one task vector")
+
+
+def check(base, tau, t=0):
+    """Raise BadInput unless task vector number t fits the base; names the first five keys."""
+    differing = sorted(base.keys() ^ tau.keys())
+    if differing:
+        raise BadInput(f"task vector {t} and the base differ in {len(differing)} keys: "
+                       f"{', '.join(differing[:5])}: merge runs that adapt the same layers")
+    shapes = [k for k in sorted(base) if base[k].shape != tau[k].shape]
+    if shapes:
+        told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}"
+                         for k in shapes[:5])
+        raise BadInput(f"task vector {t} has {len(shapes)} tensors of another shape: {told}")
+    bad = [k for k in sorted(tau) if not torch.isfinite(tau[k]).all()]
+    if bad:
+        raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: retrain it")
 
 
 def options(name):
-    """{keyword: default} of a rule."""
-    parameters = inspect.signature(RULES[name]).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    """{keyword: default} of a rule, without those that the data fill in."""
+    parameters = inspect.signature((RULES | EXPERTS)[name]).parameters.values()
+    return {p.name: p.default for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.name not in DATA}
+
+
+def check_share(name, value, low_open=True):
+    """Raise BadInput unless 0 < value <= 1 (or 0 <= value < 1)."""
+    if not (0 < value <= 1 if low_open else 0 <= value < 1):
+        raise BadInput(f"{name} {value} is outside {'(0, 1]' if low_open else '[0, 1)'}")
+
+
+def check_length(name, values, taus):
+    """Raise BadInput unless there is one value per task vector."""
+    if len(values) != len(taus):
+        raise BadInput(f"{len(values)} {name} for {len(taus)} task vectors: give one for each")
 
 
 def flatten(tau):
@@ -75,40 +137,209 @@ def unflatten(vector, like):
     return {k: part.view(like[k].shape) for k, part in zip(sorted(like), parts)}
 
 
+def add(base, tau, lam=1.0):
+    """base + lam tau, tensor by tensor."""
+    return {k: base[k] + lam * tau[k] for k in base}
+
+
+def onto(base, own, lam=1.0):
+    """base + lam own, written over `own`, a dict that nobody else holds."""
+    return {k: own[k].mul_(lam).add_(base[k]) for k in base}
+
+
 # ---- arithmetic ----------------------------------------------------------------------------------
 
 
 @rule
 def average(base, taus):
-    """Model soup, arXiv:2203.05482.   theta = (1/T) sum_t theta_t = theta_0 + (1/T) sum_t tau_t"""
-    return {k: base[k] + sum(tau[k] for tau in taus) / len(taus) for k in base}
+    """Model soup, arXiv:2203.05482.   theta = theta_0 + (1/T) sum_t tau_t
+
+    Streams, by the running mean m_k = m_{k-1} + (tau_k - m_{k-1}) / k. The mean of the mean of two
+    and a third, ((a + b)/2 + c)/2, is something else.
+    """
+    mean = {k: torch.zeros_like(v) for k, v in base.items()}
+    for count, tau in enumerate(taus, start=1):
+        for k in mean:
+            mean[k] += (tau[k] - mean[k]) / count
+    return onto(base, mean)
+
+
+@rule(count=2)
+def interpolation(base, taus, *, alpha=0.5):
+    """WiSE-FT, arXiv:2109.01903.   theta = (1 - alpha) theta_a + alpha theta_b
+
+    With tau_a = 0, the pretrained model itself, it is task arithmetic with lam = alpha.
+    """
+    a, b = taus
+    return {k: base[k] + (1 - alpha) * a[k] + alpha * b[k] for k in base}
 
 
 @rule
-def task_arithmetic(base, taus, *, lam=0.3):
-    """Task arithmetic, arXiv:2212.04089, section 4.   theta = theta_0 + lam sum_t tau_t"""
-    return {k: base[k] + lam * sum(tau[k] for tau in taus) for k in base}
+def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
+    """Task arithmetic, arXiv:2212.04089.   theta = theta_0 + lam sum_t c_t tau_t,   c_t = 1
+
+    coefficients   one c_t per task, or None for ones; -1 forgets a task. Streams.
+    """
+    if coefficients is not None:
+        check_length("coefficients", coefficients, taus := list(taus))
+    total = {k: torch.zeros_like(v) for k, v in base.items()}
+    for t, tau in enumerate(taus):
+        for k in total:
+            total[k].add_(tau[k], alpha=1.0 if coefficients is None else coefficients[t])
+    return onto(base, total, lam)
+
+
+@rule
+def negation(base, taus, *, lam=1.0):
+    """Forgetting, arXiv:2212.04089.   theta = theta_0 - lam sum_t tau_t
+
+    tau_t comes from fine-tuning on what is to be forgotten. Streams.
+    """
+    return task_arithmetic(base, taus, lam=-lam)
+
+
+@rule(count=3)
+def analogy(base, taus, *, lam=1.0):
+    """Task analogy, arXiv:2212.04089.   A is to B as C is to D:  tau_D ~ tau_C + tau_B - tau_A"""
+    return task_arithmetic(base, taus, lam=lam, coefficients=(-1, 1, 1))
+
+
+@rule
+def score_weighted(base, taus, *, scores=None, lam=1.0):
+    """Weighted average.   theta = theta_0 + lam sum_t (s_t / sum s) tau_t,   s_t >= 0 a score"""
+    check_length("scores", scores, taus := list(taus))
+    if min(scores) < 0 or sum(scores) <= 0:
+        raise BadInput(f"scores {list(scores)} must be at least 0 and not all 0")
+    share = [s / sum(scores) for s in scores]
+    return task_arithmetic(base, taus, lam=lam, coefficients=share)
+
+
+def layer_of(name):
+    """The group of a tensor: block0, block1, ...; everything outside the blocks is its own."""
+    block = re.search(r"(?:blocks|layer)\.(\d+)\.", name)
+    return f"block{block[1]}" if block else name
+
+
+@rule
+def layerwise(base, taus, *, coefficients=None, lam=1.0):
+    """Given coefficients per layer.   theta^l = theta_0^l + lam sum_t c_t^l tau_t^l
+
+    coefficients   {group: one number per task} with exactly the groups of `layer_of`; None is 1/T
+    """
+    taus, groups = list(taus), {layer_of(k) for k in base}
+    coefficients = coefficients or {g: [1 / len(taus)] * len(taus) for g in groups}
+    if odd := sorted(groups ^ set(coefficients)):
+        raise BadInput(f"coefficients are missing or unknown for {', '.join(odd[:5])}: the groups "
+                       f"are {', '.join(sorted(groups))}")
+    for values in coefficients.values():
+        check_length("coefficients", values, taus)
+    return {k: base[k] + lam * sum(c * tau[k] for c, tau in zip(coefficients[layer_of(k)], taus))
+            for k in base}
+
+
+@rule
+def gram_schmidt(base, taus, *, lam=1.0):
+    """Orthogonalised sum.   theta = theta_0 + lam sum_t u_t,   u_t = tau_t minus its part along
+    u_1 .. u_{t-1}
+
+    Modified Gram-Schmidt, twice over and in float64; a vector with nothing left is skipped. The
+    first task keeps all that it shares with the others: the order matters.
+    """
+    directions, total = [], 0
+    for tau in taus:
+        u = flatten(tau).double()
+        size = u.norm()
+        for _ in range(2):
+            for v in directions:                                     # unit vectors
+                u = u - (u @ v) * v
+        if u.norm() > 1e-6 * size:
+            directions.append(u / u.norm())
+            total = total + u
+    if not directions:
+        return dict(base)
+    return add(base, unflatten(total.to(base[next(iter(base))].dtype), base), lam)
+
+
+@rule
+def symmetric_orthogonal(base, taus, *, lam=1.0):
+    """Loewdin's orthogonalised sum.   u = D G^(-1/2) tau,   G_ij = <tau_i, tau_j>,   D restores
+    every vector's length;   theta = theta_0 + lam sum_t u_t
+
+    No task comes first. Directions that the others already span (eigenvalue of G below 1e-12 of
+    the largest) are left out.
+    """
+    stack = torch.stack([flatten(tau) for tau in taus])                      # (T, n)
+    values, vectors = torch.linalg.eigh(stack.double() @ stack.double().T)
+    kept = values > 1e-12 * values[-1]
+    root = vectors[:, kept] @ torch.diag(values[kept].rsqrt()) @ vectors[:, kept].T
+    sizes = stack.double().norm(dim=1, keepdim=True)
+    unit = root.to(stack.dtype) @ stack
+    lengths = unit.norm(dim=1, keepdim=True)
+    u = torch.where(lengths > 0, sizes.to(stack.dtype) * unit / lengths, 0)
+    return add(base, unflatten(u.sum(0), base), lam)
+
+
+def quantize_rows(tensor):
+    """8-bit integers and a scale per row: q = round(x / s), s = max|row| / 127.
+
+    Returns q (like tensor, int8) and s (rows, 1); a tensor of one dimension is one row, and a row
+    of zeros has s = 1. |q s - x| <= s / 2.
+    """
+    rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(len(tensor), -1)
+    scale = rows.abs().amax(1, keepdim=True) / 127
+    scale = torch.where(scale == 0, 1, scale)
+    q = (rows / scale).round().clamp(-127, 127).to(torch.int8)
+    return q.view(tensor.shape), scale
+
+
+def dequantize_rows(q, scale):
+    """q s, in the dtype of the scale."""
+    return (q.reshape(len(scale), -1).to(scale.dtype) * scale).view(q.shape)
+
+
+@rule
+def int8(base, taus, *, lam=0.3):
+    """Task arithmetic on 8-bit task vectors.   theta = theta_0 + lam sum_t s_t q_t
+
+    A quarter of the memory. A bare cast to int8 would round every entry below 1 to 0. Streams.
+    """
+    approximate = ({k: dequantize_rows(*quantize_rows(v)) for k, v in tau.items()} for tau in taus)
+    return task_arithmetic(base, approximate, lam=lam)
 
 
 # ---- sparsify and elect --------------------------------------------------------------------------
 
 
-def trim(vector, density):
-    """Keep the round(density n) entries of largest magnitude, zero the rest; ties by position."""
-    keep = round(density * vector.numel())
+def trim(tau, density):
+    """Keep the round(density n) entries of largest magnitude, zero the rest; ties by position.
+
+    n counts the entries of the whole dict; positions go through the keys in sorted order.
+    """
+    n = sum(v.numel() for v in tau.values())
+    keep = round(density * n)
     if keep == 0:
-        return torch.zeros_like(vector)
-    size = vector.abs()
-    threshold = size.kthvalue(vector.numel() - keep + 1).values
-    above, level = size > threshold, size == threshold
-    room = keep - above.sum()
-    return vector * (above | (level & (level.cumsum(0) <= room)))
+        return {k: torch.zeros_like(v) for k, v in tau.items()}
+    sizes = torch.cat([tau[k].reshape(-1).abs() for k in sorted(tau)])
+    threshold = sizes.kthvalue(n - keep + 1).values
+    room, out = keep - (sizes > threshold).sum(), {}
+    del sizes
+    for k in sorted(tau):
+        size = tau[k].reshape(-1).abs()
+        level = size == threshold
+        kept = (size > threshold) | (level & (level.cumsum(0) <= room))
+        room = (room - level.sum()).clamp(min=0)
+        out[k] = tau[k] * kept.view_as(tau[k])
+    return out
 
 
-def elect(vectors):
-    """Sign of the summed vectors (T, n) per entry; a zero sum takes the majority sign, else +1."""
-    sign = sum(vectors).sign()
-    return torch.where(sign == 0, 1.0 if sign.sum() >= 0 else -1.0, sign)
+def elect(taus):
+    """Per entry, the sign with the larger total mass: sign(sum_t tau_t), dict of -1 and +1.
+
+    A sum of zero takes the majority sign over all entries, else +1.
+    """
+    signs = {k: sum(tau[k] for tau in taus).sign() for k in taus[0]}
+    majority = 1.0 if sum(sign.sum() for sign in signs.values()) >= 0 else -1.0
+    return {k: torch.where(sign == 0, majority, sign) for k, sign in signs.items()}
 
 
 @rule
@@ -119,18 +350,127 @@ def ties(base, taus, *, density=0.2, agg="mean", lam=1.0):
     elect  per entry, the sign with the larger total mass over the tasks
     agg    "mean", "sum" or "max" (by magnitude) of the non-zero entries with the elected sign.
            mean with lam near 1 and sum with lam near .3 are different recipes.
+    Holds T + 2 task vectors: the trimmed ones, the signs and the result.
     """
-    if not 0 < density <= 1:
-        raise BadInput(f"density {density} is outside (0, 1]")
+    check_share("density", density)
     if agg not in ("mean", "sum", "max"):
         raise BadInput(f"unknown agg {agg!r}: choose mean, sum or max")
-    trimmed = [trim(flatten(tau), density) for tau in taus]
-    sign = elect(trimmed)
-    agree = [torch.where(v * sign > 0, v, 0) for v in trimmed]
-    if agg == "max":
-        merged = sign * torch.stack([v.abs() for v in agree]).amax(0)
-    else:
-        merged = sum(agree)
-    if agg == "mean":
-        merged = merged / sum((v != 0).to(v.dtype) for v in agree).clamp(min=1)
-    return {k: base[k] + lam * v for k, v in unflatten(merged, base).items()}
+    trimmed = [trim(tau, density) for tau in taus]
+    signs, merged = elect(trimmed), {}
+    for k in base:
+        sign = signs.pop(k)
+        total, count = torch.zeros_like(sign), torch.zeros_like(sign)
+        for tau in trimmed:
+            agreeing = torch.where(tau[k] * sign > 0, tau[k], 0)
+            if agg == "max":
+                total = torch.where(agreeing.abs() > total.abs(), agreeing, total)
+            else:
+                total, count = total + agreeing, count + (agreeing != 0)
+        merged[k] = base[k] + lam * (total / count.clamp(min=1) if agg == "mean" else total)
+    return merged
+
+
+@rule
+def dare(base, taus, *, drop=0.5, lam=0.3, seed=0):
+    """DARE, arXiv:2311.03099.   theta = theta_0 + lam sum_t m_t tau_t / (1 - p),   P(m = 1) = 1 - p
+
+    drop   p in [0, 1), the share of entries dropped at random; the rest is scaled up, so that the
+           expectation is tau_t. Large tau from full fine-tuning does not survive p = 0.9. Streams.
+    """
+    check_share("drop", drop, low_open=False)
+    generator = torch.Generator().manual_seed(seed)
+
+    def thinned(tau):
+        kept = {k: torch.rand(v.shape, generator=generator) >= drop for k, v in tau.items()}
+        return {k: v * kept[k].to(v.device) / (1 - drop) for k, v in tau.items()}
+
+    return task_arithmetic(base, (thinned(tau) for tau in taus), lam=lam)
+
+
+@rule
+def breadcrumbs(base, taus, *, density=0.9, gamma=0.01, lam=0.3):
+    """Model Breadcrumbs, arXiv:2312.06795.   theta = theta_0 + lam sum_t m_t tau_t
+
+    In every tensor m_t drops the round(gamma n) largest entries and, of what is left, keeps the
+    round(density n) largest: outliers go, and so does the noise. Streams.
+    """
+    check_share("density", density), check_share("gamma", gamma, low_open=False)
+
+    def middle(v):
+        order = v.reshape(-1).abs().argsort(descending=True, stable=True)
+        top = round(gamma * v.numel())
+        kept = torch.zeros(v.numel(), dtype=torch.bool, device=v.device)
+        kept[order[top:top + round(density * v.numel())]] = True
+        return v * kept.view_as(v)
+
+    masked = ({k: middle(v) for k, v in tau.items()} for tau in taus)
+    return task_arithmetic(base, masked, lam=lam)
+
+
+@rule
+def magmax(base, taus, *, lam=0.5):
+    """MagMax, arXiv:2407.06322.   theta = theta_0 + lam tau*,   tau*_j = the tau_tj of largest |.|
+
+    The later task wins a tie. Streams.
+    """
+    best = {k: torch.zeros_like(v) for k, v in base.items()}
+    for tau in taus:
+        for k in best:
+            best[k] = torch.where(tau[k].abs() >= best[k].abs(), tau[k], best[k])
+    return onto(base, best, lam)
+
+
+@rule(registry=EXPERTS)
+def emr(base, taus):
+    """EMR-Merging, arXiv:2405.17461.   theta_t = theta_0 + r_t M_t tau_uni
+
+    Elect      tau_uni = g max_t |tau_t| over the tasks that agree with g = sign(sum_t tau_t)
+    Mask       M_t = 1[tau_t tau_uni > 0]
+    Rescale    r_t = sum |tau_t| / sum |M_t tau_uni|, over the whole model
+    No tuning and no data; the task must be known. One vector and T masks of one bit are stored.
+    """
+    taus, uni = list(taus), {}
+    for k in base:
+        sign = sum(tau[k] for tau in taus).sign()
+        agreeing = [torch.where(tau[k] * sign > 0, tau[k].abs(), 0) for tau in taus]
+        uni[k] = sign * torch.stack(agreeing).amax(0)
+    models = []
+    for tau in taus:
+        masked = {k: torch.where(tau[k] * uni[k] > 0, uni[k], 0) for k in base}
+        kept = sum(v.abs().sum() for v in masked.values())
+        size = sum(v.abs().sum() for v in tau.values())
+        models.append(add(base, masked, size / kept if kept > 0 else 0.0))
+    return Experts(models)
+
+
+def tall_masks(taus, threshold):
+    """m_t = 1[|tau_t| > threshold |tau_MT - tau_t|] with tau_MT = sum_t tau_t; also tau_MT."""
+    total = {k: sum(tau[k] for tau in taus) for k in taus[0]}
+    return [{k: tau[k].abs() > threshold * (total[k] - tau[k]).abs() for k in total}
+            for tau in taus], total
+
+
+@rule(registry=EXPERTS)
+def tall(base, taus, *, threshold=0.4):
+    """TALL-masks, arXiv:2405.07813.   theta_t = theta_0 + m_t tau_MT,   tau_MT = sum_t tau_t
+
+    threshold   m_t = 1[|tau_t| > threshold |tau_MT - tau_t|]: where task t weighs enough in the
+                sum. The paper chooses it in .2 to .6. The task must be known; T bits an entry.
+    """
+    masks, total = tall_masks(list(taus), threshold)
+    return Experts([{k: base[k] + mask[k] * total[k] for k in base} for mask in masks])
+
+
+@rule
+def consensus(base, taus, *, threshold=0.4, agree=2, lam=0.3):
+    """Consensus merging, arXiv:2405.07813.   theta = theta_0 + lam 1[sum_t m_t >= agree] tau_MT
+
+    Keeps the entries that matter to at least `agree` tasks; the m_t are those of `tall`.
+    """
+    masks, total = tall_masks(list(taus), threshold)
+    kept = {k: sum(mask[k].int() for mask in masks) >= agree for k in base}
+    return add(base, {k: kept[k] * total[k] for k in base}, lam)
+
+
+# The rest of the course registers itself here.
+import merge_spectra, merge_data, merge_learned, merge_structured  # noqa: E401, E402, F401

@@ -9,9 +9,9 @@ While it trains, a run lives in `<out>.partial` with resume.pt; the finished fol
 its own name by one rename. Files are written under a temporary name first.
 
 adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base
-checkpoint, the head, the torch version, and by parameter name: `start` (the values before training:
-A0, B0, the expansion point), `trained`, and the adapter's `buffers`. trained - start is the task
-vector in adapter space.
+checkpoint, a head per task, the torch version, and by parameter name: `start` (the values before
+training: A0, B0, the expansion point), `trained`, and the adapter's `buffers`. trained - start is
+the task vector in adapter space.
 """
 
 import csv
@@ -29,7 +29,7 @@ from errors import BadInput
 from heads import HEADS
 from linearize import adapt, encoder_of, set_start
 
-KEYS = {"setting", "layers", "base", "head", "start", "trained", "buffers", "torch"}
+KEYS = {"setting", "layers", "base", "heads", "start", "trained", "buffers", "torch"}
 
 
 def partial(out):
@@ -123,12 +123,13 @@ def load_progress(folder, model, optimizer):
     return saved["log"]
 
 
-def save_run(out, setting, model, layers, head, start, result, log):
+def save_run(out, setting, model, layers, heads, start, result, log):
     """Write the finished run into <out>.partial and rename it to <out>."""
     folder, encoder = partial(out), encoder_of(model)
     trained, buffers = state(model)
     save_tensors({"setting": setting, "layers": layers, "start": start, "trained": trained,
-                  "buffers": buffers, "head": head.state_dict(), "torch": str(torch.__version__),
+                  "buffers": buffers, "torch": str(torch.__version__),
+                  "heads": {task: head.state_dict() for task, head in heads.items()},
                   "base": {"name": encoder.name, "sha256": encoder.sha256}}, folder / "adapter.pt")
     with open(folder / "log.csv", "w", newline="") as file:
         csv.writer(file).writerows([("step", "loss", "lr"), *log])
@@ -179,10 +180,15 @@ def rebuild(run, encoder):
     return model
 
 
-def head(run):
-    """The classifier of a run."""
-    tensors = run["head"]
+def head(run, task):
+    """The classifier of a run for one of its tasks."""
+    tensors = run["heads"][task]
     widest = max(tensors.values(), key=lambda t: t.ndim)
     module = HEADS[run["setting"]["head"]](widest.shape[1], widest.shape[0])
     module.load_state_dict(tensors)
     return module
+
+
+def tasks(run):
+    """The names of the tasks a run was trained on: one, or several jointly."""
+    return run["setting"]["task"].split(",")

@@ -10,16 +10,20 @@
               For a model linearized as a whole it is the only space, and exact: outputs are affine
               in the parameters, so adding task vectors adds outputs.
 
-Both give (base, taus, apply): `apply(merged)` returns the model with the merged tensors.
+Both are a `Space`: the dicts, and what a merged dict does as a model.
 """
 
 import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch.func import functional_call
 
 import lora
 import runs
 from errors import BadInput
+from linearize import LinearizedModel, encoder_of
 
 
 def check(group, space):
@@ -54,11 +58,26 @@ def default(group):
     return "adapter" if group[0]["setting"]["linearize"] == "model" else "weight"
 
 
+class Space(NamedTuple):
+    """A group of runs as dicts of tensors, and what those dicts do as a model."""
+
+    base: dict                       # name -> tensor
+    taus: list                       # one dict per run, same keys
+    apply: Callable                  # merged dict -> the model with these tensors
+    call: Callable                   # (dict, images (B, C, H, W)) -> features (B, D), for autograd
+    activations: Callable | None     # (dict, images) -> {weight name: its inputs (rows, in)}
+
+
 def vectors(group, space, device="cpu"):
-    """(base, taus, apply) of a list of runs in "weight" or "adapter" space."""
+    """The Space of a list of runs, "weight" or "adapter"; BadInput where a run changed nothing."""
     check(group, space)
     encoder = runs.base_encoder(group[0], device)
-    return (weight_space if space == "weight" else adapter_space)(group, encoder)
+    found = (weight_space if space == "weight" else adapter_space)(group, encoder)
+    for run, tau in zip(group, found.taus):
+        if not any(v.any() for v in tau.values()):
+            raise BadInput(f"{run['folder']} has a task vector of zeros, it was not trained: "
+                           "leave it out or train it again")
+    return found
 
 
 def weight_space(group, encoder):
@@ -83,16 +102,40 @@ def weight_space(group, encoder):
             encoder.get_parameter(k).data.copy_(merged[k])
         return encoder
 
-    return base, taus, apply
+    def call(params, images):
+        return functional_call(encoder, params, (images.to(base[names[0]]),))
+
+    @torch.no_grad()
+    def activations(params, images):
+        seen, hooks = {}, []
+        for k in (k for k in names if k.endswith(".weight")):
+            keep = lambda module, inputs, k=k: seen.update({k: inputs[0].flatten(0, -2)})
+            module = encoder.get_submodule(k.removesuffix(".weight"))
+            hooks.append(module.register_forward_pre_hook(keep))
+        try:
+            call(params, images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    return Space(base, taus, apply, call, activations)
 
 
 def adapter_space(group, encoder):
     """The adapters' own parameters, merged around their common start."""
     model, base = runs.rebuild(group[0], encoder), group[0]["start"]
     taus = [{k: run["trained"][k] - base[k] for k in base} for run in group]
+    like = next(iter(lora.trainable(encoder_of(model)).values()))
 
     def apply(merged):
         runs.set_tensors(model, merged, group[0]["buffers"], "merged adapter")
         return model
 
-    return base, taus, apply
+    def call(params, images):
+        params = {k: v.to(like.device) for k, v in params.items()}
+        if isinstance(model, LinearizedModel):
+            return model.at(params, images.to(like))
+        return functional_call(model, params, (images.to(like),))
+
+    return Space(base, taus, apply, call, None)

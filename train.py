@@ -9,6 +9,7 @@ import argparse
 import copy
 import math
 import shutil
+import statistics
 import time
 from collections import Counter
 from pathlib import Path
@@ -38,7 +39,9 @@ def arguments():
     add = p.add_argument
     add("--adapter", default="l_lora", help="see --list")
     add("--linearize", choices=READINGS, help="off, layer or model; default: the adapter's own")
-    add("--task", default="digits", help="one or more built-in tasks (a,b), all, or any name with --data")
+    add("--task", default="digits",
+        help="one or more built-in tasks (a,b), all, or any name with --data")
+    add("--joint", action="store_true", help="one model on all of --task, turn by turn")
     add("--data", metavar="FOLDER", help="folder of IDX files (MNIST family)")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--model", default="vit", help="a folder of checkpoints/ or any checkpoint folder")
@@ -104,11 +107,11 @@ def out_folder(args, setting, task):
         name += f".{setting['linearize']}"
     if setting["quantize"]:
         name += f".{setting['quantize']}"
-    if len(task_names(args)) > 1 and "{task}" not in args.out:
+    if len(task_names(args)) > 1 and not args.joint and "{task}" not in args.out:
         raise BadInput(f"--out {args.out}: with several tasks it must contain {{task}}")
     try:
-        return Path(args.out.format(model=Path(args.model).name, adapter=name, task=task,
-                                    seed=args.seed))
+        return Path(args.out.format(model=Path(args.model).name, adapter=name,
+                                    task="joint" if args.joint else task, seed=args.seed))
     except (KeyError, IndexError, ValueError):
         raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{task}} and {{seed}} "
                        "are filled in") from None
@@ -178,17 +181,21 @@ def optimizer_of(model, setting):
     return torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups])
 
 
-def fit(model, head, images, labels, setting, folder):
-    """The training loop; returns the log as rows (step, loss, learning rate)."""
+def fit(model, sets, setting, folder):
+    """The training loop; returns the log as rows (step, loss, learning rate).
+
+    sets   (head, images, labels) per task; several take turns, step by step
+    """
     encoder = encoder_of(model)
     layers = list(lora.adapters(encoder).values())
     hooks, params = type(layers[0]), list(lora.trainable(encoder).values())
-    optimizer, total = optimizer_of(model, setting), setting["steps"]
+    optimizer, total = optimizer_of(model, setting), setting["steps"] * len(sets)
     log = runs.load_progress(folder, model, optimizer)
     like = params[0]
     bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}")
     for step in bar:
-        rows = batch_rows(len(images), setting["batch"], step, setting["seed"])
+        head, images, labels = sets[step % len(sets)]
+        rows = batch_rows(len(images), setting["batch"], step // len(sets), setting["seed"])
         for g in optimizer.param_groups:
             g["lr"] = g["base_lr"] * schedule(step, total)
         loss = F.cross_entropy(head(model(images[rows].to(like))), labels[rows].to(like.device))
@@ -209,8 +216,20 @@ def fit(model, head, images, labels, setting, folder):
     return log
 
 
+def load_task(task, setting, base):
+    """The head, fitted on the features of `base`, and the splits {name: (images, labels)}."""
+    split = {name: data.load(task, name, setting["data"], setting["limit"])
+             for name in ("train", "val", "test")}
+    images, labels = split["train"]
+    head = HEADS[setting["head"]](base.norm.normalized_shape[0],
+                                  data.classes(task, setting["data"]))
+    head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
+                                   labels[:EXAMPLES].to(setting["device"]))
+    return head, split
+
+
 def train(setting, task, out):
-    """One run, from the checkpoint to the finished folder; returns its result."""
+    """One run, from the checkpoint to the finished folder; `task` is one, or a,b,c jointly."""
     began, folder, setting = time.time(), runs.partial(out), {"task": task} | setting
     base = models.load(setting["model"], setting["size"], setting["random_weights"])
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
@@ -218,24 +237,24 @@ def train(setting, task, out):
     model, layers = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
                           setting["targets"], generator=generator, quantize=setting["quantize"],
                           **setting["hp"])
-    injected = list(lora.adapters(encoder_of(model)).values())
-    type(injected[0]).before_training(injected, setting["steps"])
+    injected, names = list(lora.adapters(encoder_of(model)).values()), task.split(",")
+    type(injected[0]).before_training(injected, setting["steps"] * len(names))
     trainable, frozen = describe(model, setting, layers)
     runs.start_folder(folder, setting)
-    split = {name: data.load(task, name, setting["data"], setting["limit"])
-             for name in ("train", "val", "test")}
-    images, labels = split["train"]
-    width, classes = base.norm.normalized_shape[0], data.classes(task, setting["data"])
-    head = HEADS[setting["head"]](width, classes)
-    head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
-                                   labels[:EXAMPLES].to(setting["device"]))
+    tasks = {name: load_task(name, setting, base) for name in names}
     start, _ = runs.state(model)
-    base_val = accuracy(base, head, *split["val"])
-    log = fit(model, head, images, labels, setting, folder)
-    result = {"base_val": base_val, "val": accuracy(model, head, *split["val"]),
-              "test": accuracy(model, head, *split["test"]), "trainable": trainable,
-              "frozen": frozen, "seconds": round(time.time() - began, 1)}
-    runs.save_run(out, setting, model, layers, head, start, result, log)
+    score = lambda model, split: {name: accuracy(model, head, *sets[split])
+                                  for name, (head, sets) in tasks.items()}
+    base_val = statistics.fmean(score(base, "val").values())
+    log = fit(model, [(head, *sets["train"]) for head, sets in tasks.values()], setting, folder)
+    val, test = score(model, "val"), score(model, "test")
+    result = {"base_val": base_val, "val": statistics.fmean(val.values()),
+              "test": statistics.fmean(test.values()), "trainable": trainable, "frozen": frozen,
+              "seconds": round(time.time() - began, 1)}
+    if len(names) > 1:
+        result["by_task"] = {name: {"val": val[name], "test": test[name]} for name in names}
+    runs.save_run(out, setting, model, layers, {n: head for n, (head, _) in tasks.items()}, start,
+                  result, log)
     print(f"base val {base_val:.3f} before training, {result['seconds']:.0f} s")
     print(f"val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}", flush=True)
 
@@ -254,11 +273,14 @@ def main():
     tasks = task_names(args)
     for task in tasks:
         data.check(task, args.data)
-    todo = [(task, out) for task in tasks
-            if check_out(out := out_folder(args, setting, task), args)]
-    for task, out in todo:
-        train(setting, task, out)
-    if len(tasks) > 1:
+    units = [",".join(tasks)] if args.joint else tasks
+    todo = [(unit, out) for unit in units
+            if check_out(out := out_folder(args, setting, unit), args)]
+    for unit, out in todo:
+        train(setting, unit, out)
+    if args.joint:
+        print(f"next: python eval.py {out_folder(args, setting, units[0])}")
+    elif len(tasks) > 1:
         print(f"next: python eval.py {out_folder(args, setting, '*')} "
               "--merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
     else:

@@ -46,8 +46,9 @@ def fit(command, tiny, tmp_path):
 def tensors(folder):
     """Everything trained in a run, flat."""
     run = runs.load(folder)
-    return {f"{part}.{k}": v for part in ("start", "trained", "buffers", "head")
-            for k, v in run[part].items()}
+    heads = {f"{task}.{k}": v for task, head in run["heads"].items() for k, v in head.items()}
+    return {f"{part}.{k}": v for part in ("start", "trained", "buffers")
+            for k, v in run[part].items()} | heads
 
 
 def identical(a, b):
@@ -91,7 +92,7 @@ def test_quantised_runs_reload_and_merge(fit, command, tmp_path, adapter):
     out = tmp_path / f"runs/{adapter}.nf4-digits-s0"
     run = runs.load(out)
     model, images = runs.rebuild(run, runs.base_encoder(run)), torch.rand(4, 1, 28, 28)
-    base, taus, apply = spaces.vectors([run], "weight")
+    base, taus, apply, *_ = spaces.vectors([run], "weight")
     merged = apply({k: base[k] + taus[0][k] for k in base})
     torch.testing.assert_close(merged(images), model(images), atol=1e-4, rtol=0)
     code, _, err = command(evaluation.main, out, tmp_path / "runs/lora-count-s0",
@@ -179,7 +180,8 @@ def merge_runs(command, tmp_path):
         file = tmp_path / "out.json"
         code, out, err = command(evaluation.main, *[tmp_path / "runs" / n for n in names],
                                  "--json", file, *words)
-        rows = json.loads(file.read_text())["groups"] if file.exists() else None
+        rows = json.loads(file.read_text()) if file.exists() else {}
+        rows = {key: group["rows"] for key, group in rows.items()}
         return code, out, err, rows
     return call
 
@@ -192,7 +194,7 @@ def test_ranks_and_kinds_merge_in_weight_space(fit, merge_runs):
     code, out, err, groups = merge_runs(names, "--merge", "average,task_arithmetic,ties",
                                         "--sweep", "lam=0:1:0.5", "--limit", 30)
     assert code == 0, err
-    rows = groups["None"]
+    rows = groups["all"]
     assert rows["task_arithmetic"]["chosen"]["lam"] in (0.0, 0.5, 1.0)
     curve = [score for _, score in rows["task_arithmetic"]["val_curve"]]
     best = int(rows["task_arithmetic"]["chosen"]["lam"] * 2)
@@ -221,7 +223,7 @@ def test_every_kind_merges_with_another_kind_and_rank(fit, command, partner, tmp
     code, text, err = command(evaluation.main, out, partner, "--merge", "average", "--limit", 20)
     assert code == 0 and "space weight" in text, err
     group = [runs.load(out), runs.load(partner)]
-    base, taus, _ = spaces.vectors(group, "weight")
+    base, taus, *_ = spaces.vectors(group, "weight")
     deltas = [lora.deltas(runs.rebuild(run, runs.base_encoder(run))) for run in group]
     for k, merged in merge.RULES["average"](base, taus).items():
         change = sum(delta.get(k, torch.zeros(())) for delta in deltas) / 2
@@ -235,7 +237,7 @@ def test_a_run_merged_with_itself_is_itself(fit, merge_runs, adapter):
     fit("--adapter", adapter)
     name = f"{adapter}.model-digits-s0" if adapter == "l_lora" else f"{adapter}-digits-s0"
     _, _, _, groups = merge_runs([name, name], "--merge", "average")
-    rows = groups["None"]
+    rows = groups["all"]
     assert rows["average"]["scores"] == rows["single"]["scores"]
 
 
@@ -248,6 +250,26 @@ def test_by_seed_reports_mean_and_spread(fit, merge_runs):
     assert code == 0 and set(groups) == {"0", "1"} and " ± " in out, err
     code, _, err, _ = merge_runs(names, "--merge", "average")
     assert code == 2 and "start from different" in err
+
+
+def test_joint_training_is_one_run_on_every_task(fit, merge_runs, tmp_path):
+    """Two tasks take turns, for twice the steps, with a head each; it is a row beside the rules."""
+    code, _, err = fit("--adapter", "lora", "--task", "digits,count", "--joint")
+    assert code == 0, err
+    run = runs.load(tmp_path / "runs/lora-joint-s0")
+    assert runs.tasks(run) == ["digits", "count"] and set(run["heads"]) == {"digits", "count"}
+    by_task = run["result"]["by_task"]
+    assert run["result"]["val"] == (by_task["digits"]["val"] + by_task["count"]["val"]) / 2
+    steps = list(csv.DictReader(open(run["folder"] / "log.csv")))
+    assert len(steps) == 12
+    fit("--adapter", "lora", "--task", "digits,count")
+    names = ["lora-joint-s0", "lora-digits-s0", "lora-count-s0"]
+    code, out, err, groups = merge_runs(names, "--merge", "average")
+    assert code == 0 and "| joint " in out, err
+    assert groups["all"]["joint"]["scores"] == {t: s["test"] for t, s in by_task.items()}
+    alone, _, _, without = merge_runs(names[1:], "--merge", "average")
+    for key in ("scores", "absolute", "normalised", "share"):
+        assert without["all"]["average"][key] == groups["all"]["average"][key]
 
 
 # ---- bad input: exit code 2 and one line, before training ----------------------------------------
@@ -330,12 +352,26 @@ def test_idx_task_trains_and_damaged_ones_stop(fit, tmp_path):
      "unknown key for these rules 'lm': did you mean 'lam'"),
     (["--merge", "ties", "--sweep", "lam=0:1"], "write KEY=FROM:TO:STEP"),
     (["--merge", "ties", "--sweep", "lam=0:1:0"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "analogy"], "analogy takes 3 runs and got 2"),
+    (["--merge", "tsv", "--space", "adapter"], "tsv merges in weight space only"),
+    (["--merge", "pem"], "pem merges in adapter space only"),
+    (["--merge", "task_arithmetic", "--set", "coefficients=[1,2,3]"],
+     "3 coefficients for 2 task vectors"),
+    (["--merge", "average", "--by", "sed"], "unknown --by 'sed': did you mean 'seed'"),
 ])
 def test_bad_merge_input(fit, merge_runs, words, told):
     fit("--adapter", "lora")
-    code, _, err, _ = merge_runs(["lora-digits-s0"], *words)
+    code, _, err, _ = merge_runs(["lora-digits-s0"] * 2, *words)
     lines = [line for line in err.splitlines() if line.startswith("error")]
     assert code == 2 and len(lines) == 1 and told in lines[0], err
+
+
+def test_one_run_and_an_untrained_run_are_refused(fit, merge_runs):
+    fit("--adapter", "lora"), fit("--adapter", "lora", "--task", "count", "--lr", 0)
+    for names, told in ((["lora-digits-s0"], "give at least two run folders"),
+                        (["lora-digits-s0", "lora-count-s0"], "has a task vector of zeros")):
+        code, _, err, groups = merge_runs(names, "--merge", "average")
+        assert code == 2 and told in err and not groups
 
 
 def test_runs_that_do_not_belong_together(command, fit, merge_runs, tmp_path):
@@ -356,7 +392,7 @@ def test_runs_that_do_not_belong_together(command, fit, merge_runs, tmp_path):
     for name, words, told in cases:
         code, _, err, _ = merge_runs(["lora-digits-s0", name], "--merge", "average", *words)
         assert code == 2 and told in err, (name, err)
-    code, _, err, _ = merge_runs(["l_lora.model-arrows-s0"], "--merge", "average",
+    code, _, err, _ = merge_runs(["l_lora.model-arrows-s0"] * 2, "--merge", "average",
                                  "--space", "weight")
     assert code == 2 and "not an edit of the weights: merge it with --space adapter" in err
 

@@ -1,25 +1,79 @@
 """What every merge rule must satisfy, and the identities and worked examples of each."""
 
+import weakref
+
 import pytest
 import torch
 
 import merge
 from errors import BadInput
-from merge import RULES
+from merge import EXPERTS, RULES
 
 every_rule = pytest.mark.parametrize("name", sorted(RULES))
+every_expert = pytest.mark.parametrize("name", sorted(EXPERTS))
 
-# one task at coefficient 1 comes back unchanged with these settings; other rules are absent
-IDENTITY = {"average": {}, "task_arithmetic": {"lam": 1.0}, "ties": {"density": 1.0, "lam": 1.0}}
+# one task at coefficient 1 comes back unchanged with these settings ...
+IDENTITY = {"average": {}, "task_arithmetic": {"lam": 1.0}, "ties": {"density": 1.0, "lam": 1.0},
+            "negation": {"lam": -1.0}, "score_weighted": {}, "layerwise": {}, "gram_schmidt": {},
+            "symmetric_orthogonal": {}, "dare": {"drop": 0.0, "lam": 1.0}, "magmax": {"lam": 1.0},
+            "breadcrumbs": {"density": 1.0, "gamma": 0.0, "lam": 1.0}, "tsv": {}, "wudi": {},
+            "consensus": {"agree": 1, "lam": 1.0}, "knots": {"density": 1.0}, "fisher": {},
+            "regmean": {}, "regmean_pp": {}, "fitted": {"steps": 0}, "pem": {},
+            "adamerging_task": {"steps": 0, "init": 1.0},
+            "adamerging_layer": {"steps": 0, "init": 1.0},
+            "adamerging_task_pp": {"steps": 0, "init": 1.0, "density": 1.0},
+            "adamerging_layer_pp": {"steps": 0, "init": 1.0, "density": 1.0},
+            "emr": {}, "tall": {}, "twin": {"keep": 1.0}}
+# ... but for these: int8 rounds, Iso flattens the spectrum, LoRAHub searches for its coefficients
+NOT_IDENTITY = {"int8", "iso_c", "iso_cts", "lorahub"}
+# the first task keeps what it shares; the draws and the batches go by position
+ORDERED = {"gram_schmidt", "dare", "analogy", "lorahub"}
+QUICK = {"steps": 3, "budget": 10, "examples": 6}                      # where a rule has the key
 
 
 def problem(tasks=3, dtype=torch.float64, seed=0):
     """A base and task vectors with two tensors of odd shapes."""
     g = torch.Generator().manual_seed(seed)
-    draw = lambda size: {"b.w": size * torch.randn(3, 5, generator=g, dtype=torch.float64),
+    draw = lambda size: {"l.B": size * torch.randn(3, 5, generator=g, dtype=torch.float64),
                          "a": size * torch.randn(7, generator=g, dtype=torch.float64)}
     cast = lambda d: {k: v.to(dtype) for k, v in d.items()}
     return cast(draw(1.0)), [cast(draw(0.1)) for _ in range(tasks)]
+
+
+def linear(params, x):
+    """Three logits that depend on every tensor of `problem`."""
+    x = x.to(params["a"].dtype)
+    return x @ params["l.B"].T + params["a"][:3] * params["a"][3:6]
+
+
+def data(tasks=3):
+    """Every keyword that a rule can ask for, for the model `linear`."""
+    g = torch.Generator().manual_seed(7)
+    draw = lambda: torch.randn(6, 5, generator=g, dtype=torch.float64)
+    return {"functions": [linear] * tasks, "batches": [draw() for _ in range(tasks)],
+            "labelled": [(draw(), torch.arange(6) % 3) for _ in range(tasks)],
+            "activations": lambda params, x: {"l.B": x.to(params["a"].dtype)},
+            "features": linear, "scores": [0.5, 0.7, 0.8, 0.9][:tasks]}
+
+
+def call(name, base, taus, order=None, **keywords):
+    """The rule `name` with the data it needs; `order` rearranges task vectors and data alike."""
+    function = (RULES | EXPERTS)[name]
+    needs = {k: v for k, v in data(len(taus)).items() if k in function.needs}
+    if order:
+        taus = [taus[i] for i in order]
+        needs = {k: [v[i] for i in order] if isinstance(v, list) else v for k, v in needs.items()}
+    quick = {k: v for k, v in QUICK.items() if k in merge.options(name)}
+    return function(base, taus, **quick | needs | keywords)
+
+
+def count(name, default=3):
+    return (RULES | EXPERTS)[name].count or default
+
+
+def models(result):
+    """A rule's result as a list of dicts."""
+    return result.models if isinstance(result, merge.Experts) else [result]
 
 
 def same(a, b, **tolerance):
@@ -28,70 +82,115 @@ def same(a, b, **tolerance):
         torch.testing.assert_close(a[k], b[k], **tolerance)
 
 
-@every_rule
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
 def test_one_task_at_coefficient_one_is_that_task(name):
     base, (tau,) = problem(1)
-    same(RULES[name](base, [tau], **IDENTITY[name]), {k: base[k] + tau[k] for k in base})
+    if count(name, 1) != 1 or name in NOT_IDENTITY:
+        return
+    merged = call(name, base, [tau], **IDENTITY[name])
+    same(models(merged)[0], {k: base[k] + tau[k] for k in base}, atol=1e-9, rtol=0)
 
 
 @every_rule
 def test_order_of_the_tasks_does_not_matter(name):
+    base, taus = problem(count(name))
+    order = list(range(len(taus)))[::-1]
+    first, second = call(name, base, taus), call(name, base, taus, order)
+    if name in ORDERED:
+        assert any((first[k] - second[k]).abs().max() > 1e-6 for k in base)
+    else:
+        same(first, second, atol=1e-9, rtol=0)
+
+
+@every_expert
+def test_experts_follow_the_order_of_the_tasks(name):
     base, taus = problem()
-    same(RULES[name](base, taus), RULES[name](base, taus[::-1]), atol=1e-12, rtol=0)
+    first, second = call(name, base, taus).models, call(name, base, taus, [2, 1, 0]).models
+    for a, b in zip(first, second[::-1], strict=True):
+        same(a, b, atol=1e-9, rtol=0)
 
 
-@every_rule
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
 def test_inputs_are_untouched(name):
-    base, taus = problem()
+    base, taus = problem(count(name))
     copies = [{k: v.clone() for k, v in d.items()} for d in (base, *taus)]
-    merged = RULES[name](base, taus)
+    merged = models(call(name, base, taus))
     for given, copy in zip((base, *taus), copies):
         assert all(torch.equal(given[k], copy[k]) for k in given)
-    merged["a"].zero_()
+    merged[0]["a"].zero_()
     assert torch.equal(base["a"], copies[0]["a"])
 
 
-@every_rule
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
+def test_task_vectors_may_come_from_a_generator(name):
+    base, taus = problem(count(name))
+    listed, streamed = call(name, base, taus), None
+    needs = {k: v for k, v in data(len(taus)).items() if k in (RULES | EXPERTS)[name].needs}
+    quick = {k: v for k, v in QUICK.items() if k in merge.options(name)}
+    streamed = (RULES | EXPERTS)[name](base, (tau for tau in taus), **quick | needs)
+    for a, b in zip(models(listed), models(streamed), strict=True):
+        assert all(torch.equal(a[k], b[k]) for k in base)               # and: same input, same bits
+
+
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
 def test_zero_task_vectors_give_the_base(name):
-    base, taus = problem()
-    same(RULES[name](base, [{k: torch.zeros_like(v) for k, v in base.items()} for _ in taus]), base)
+    base, taus = problem(count(name))
+    zero = [{k: torch.zeros_like(v) for k, v in base.items()} for _ in taus]
+    for merged in models(call(name, base, zero)):
+        assert all(torch.equal(merged[k], base[k]) for k in base)
 
 
-@every_rule
-def test_same_input_same_bits(name):
-    base, taus = problem()
-    first, second = RULES[name](base, taus), RULES[name](base, taus)
-    assert all(torch.equal(first[k], second[k]) for k in base)
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
+def test_a_zero_vector_among_others_stays_finite(name):
+    base, taus = problem(count(name))
+    taus[1] = {k: torch.zeros_like(v) for k, v in base.items()}
+    for merged in models(call(name, base, taus)):
+        assert all(torch.isfinite(merged[k]).all() for k in base)
 
 
-@every_rule
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
 def test_bfloat16_is_computed_in_float32_and_cast_once(name):
-    base, taus = problem(dtype=torch.bfloat16)
+    base, taus = problem(count(name), dtype=torch.bfloat16)
     up = lambda d: {k: v.float() for k, v in d.items()}
-    merged = RULES[name](base, taus)
-    assert all(v.dtype == torch.bfloat16 for v in merged.values())
-    wide = RULES[name](up(base), [up(tau) for tau in taus])
-    assert all(torch.equal(merged[k], wide[k].bfloat16()) for k in base)
+    merged = models(call(name, base, taus))
+    wide = models(call(name, up(base), [up(tau) for tau in taus]))
+    for a, b in zip(merged, wide, strict=True):
+        assert all(a[k].dtype == torch.bfloat16 and torch.equal(a[k], b[k].bfloat16()) for k in a)
 
 
 @pytest.mark.parametrize("name", [n for n in sorted(RULES) if "lam" in merge.options(n)])
 def test_lam_scales_the_merged_task_vector(name):
-    base, taus = problem()
-    one, part = RULES[name](base, taus, lam=1.0), RULES[name](base, taus, lam=0.35)
+    base, taus = problem(count(name))
+    one, part = call(name, base, taus, lam=1.0), call(name, base, taus, lam=0.35)
     same(part, {k: base[k] + 0.35 * (one[k] - base[k]) for k in base})
 
 
-@every_rule
+@pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
 def test_mismatch_is_named(name):
-    base, taus = problem()
-    with pytest.raises(BadInput, match="nothing to merge"):
-        RULES[name](base, [])
+    base, taus = problem(count(name))
+    if count(name, 0) == 0:
+        with pytest.raises(BadInput, match="nothing to merge|0 task vectors"):
+            call(name, base, [])
     with pytest.raises(BadInput, match="task vector 1 and the base differ in 1 keys: a"):
-        RULES[name](base, [taus[0], {"b.w": taus[1]["b.w"]}])
+        call(name, base, [taus[0], {"l.B": taus[1]["l.B"]}, *taus[2:]])
     with pytest.raises(BadInput, match=r"another shape: a \(6,\) for \(7,\)"):
-        RULES[name](base, [taus[0] | {"a": torch.zeros(6)}])
-    with pytest.raises(BadInput, match="task vector 2 has NaN or infinity in a"):
-        RULES[name](base, [*taus[:2], taus[2] | {"a": torch.full((7,), float("nan"))}])
+        call(name, base, [taus[0], taus[1] | {"a": torch.zeros(6)}, *taus[2:]])
+    with pytest.raises(BadInput, match="task vector 1 has NaN or infinity in a"):
+        call(name, base, [taus[0], taus[1] | {"a": torch.full((7,), float("nan"))}, *taus[2:]])
+
+
+@pytest.mark.parametrize("name", [n for n, f in sorted((RULES | EXPERTS).items()) if f.needs])
+def test_a_rule_that_needs_data_says_which(name):
+    base, taus = problem(count(name))
+    with pytest.raises(BadInput, match=f"{name} needs data: {(RULES | EXPERTS)[name].needs[0]}"):
+        (RULES | EXPERTS)[name](base, taus)
+
+
+@pytest.mark.parametrize("name", [n for n, f in sorted(RULES.items()) if f.count])
+def test_a_rule_with_a_fixed_number_of_tasks_says_so(name):
+    base, taus = problem(4)
+    with pytest.raises(BadInput, match=f"{name} takes {count(name)} task vectors and got 4"):
+        call(name, base, taus)
 
 
 # ---- one rule at a time --------------------------------------------------------------------------
@@ -142,21 +241,30 @@ def test_ties_trims_over_the_whole_model():
     assert merged["a"].tolist() == [9, 8] and merged["b"].tolist() == [0, 0, 0]
 
 
-def test_trim_keeps_exactly_k_and_breaks_ties_by_position():
-    assert merge.trim(torch.tensor([1.0, -2, 2, 2, 1]), 0.4).tolist() == [0, -2, 2, 0, 0]
-    assert merge.trim(torch.tensor([3.0, 1, 2, 4]), 0.75).tolist() == [3, 0, 2, 4]
-    assert merge.trim(torch.tensor([3.0, 1]), 0.2).tolist() == [0, 0]
-    assert merge.trim(torch.tensor([3.0, 1]), 1.0).tolist() == [3, 1]
+@pytest.mark.parametrize("entries, density, kept", [
+    ([1.0, -2, 2, 2, 1], 0.4, [0, -2, 2, 0, 0]),
+    ([3.0, 1, 2, 4], 0.75, [3, 0, 2, 4]),
+    ([3.0, 1], 0.2, [0, 0]),
+    ([3.0, 1], 1.0, [3, 1]),
+])
+def test_trim_keeps_exactly_k_and_breaks_ties_by_position(entries, density, kept):
+    assert merge.trim({"w": torch.tensor(entries)}, density)["w"].tolist() == kept
+
+
+def test_trim_breaks_ties_across_tensors_in_sorted_order():
+    tau = {"b": torch.tensor([2.0, 2]), "a": torch.tensor([1.0, 2])}
+    trimmed = merge.trim(tau, 0.5)
+    assert trimmed["a"].tolist() == [0, 2] and trimmed["b"].tolist() == [2, 0]
 
 
 def test_elect_is_by_mass_not_by_votes():
-    votes = [torch.tensor([5.0, 1]), torch.tensor([-2.0, 1]), torch.tensor([-2.0, -1])]
-    assert merge.elect(votes).tolist() == [1, 1]
+    votes = [{"w": torch.tensor(v)} for v in ([5.0, 1], [-2.0, 1], [-2.0, -1])]
+    assert merge.elect(votes)["w"].tolist() == [1, 1]
 
 
 def test_a_sum_of_zero_takes_the_majority_sign():
-    assert merge.elect([torch.tensor([0.0, -1, -2])]).tolist() == [-1, -1, -1]
-    assert merge.elect([torch.tensor([0.0, -1, 2])]).tolist() == [1, -1, 1]
+    assert merge.elect([{"w": torch.tensor([0.0, -1, -2])}])["w"].tolist() == [-1, -1, -1]
+    assert merge.elect([{"w": torch.tensor([0.0, -1, 2])}])["w"].tolist() == [1, -1, 1]
 
 
 @pytest.mark.parametrize("keywords, told", [
@@ -173,3 +281,169 @@ def test_flatten_and_back():
     base, _ = problem()
     same(merge.unflatten(merge.flatten(base), base), base)
     assert merge.flatten(base)[:7].equal(base["a"])                       # sorted keys
+
+
+def test_interpolation_by_hand():
+    a, b = {"w": torch.tensor([0.0, 4])}, {"w": torch.tensor([2.0, 0])}
+    zero = {"w": torch.zeros(2)}
+    at = lambda alpha: RULES["interpolation"](zero, [a, b], alpha=alpha)["w"].tolist()
+    assert [at(0.0), at(0.25), at(1.0)] == [[0, 4], [0.5, 3], [2, 0]]
+
+
+def test_pairwise_averages_are_not_the_average():
+    taus = [{"w": torch.tensor([v])} for v in (1.0, 2.0, 6.0)]
+    zero, mean = {"w": torch.zeros(1)}, RULES["average"]
+    assert mean(zero, taus)["w"].item() == 3
+    assert mean(zero, [mean(zero, taus[:2]), taus[2]])["w"].item() == 3.75
+
+
+def test_coefficients_and_analogy_by_hand():
+    assert RULES["task_arithmetic"](ZERO, [A, B], lam=0.5, coefficients=[1, 2])["w"].tolist() \
+        == [1, -6.5, 4, 6.5]
+    C = {"w": torch.ones(4)}
+    assert RULES["analogy"](ZERO, [A, B, C])["w"].tolist() == [-4, -1, 2, 6]      # C + B - A
+    with pytest.raises(BadInput, match="3 coefficients for 2 task vectors"):
+        RULES["task_arithmetic"](ZERO, [A, B], coefficients=[1, 2, 3])
+
+
+def test_adding_then_forgetting_is_the_base():
+    base, (tau,) = problem(1)
+    added = RULES["task_arithmetic"](base, [tau], lam=0.7)
+    same(RULES["negation"](added, [tau], lam=0.7), base)
+
+
+def test_scores_weigh_the_average():
+    merged = RULES["score_weighted"](ZERO, [A, B], scores=[0.25, 0.75])["w"]
+    assert merged.tolist() == [0.25, -4.5, 2.75, 4.75]
+    with pytest.raises(BadInput, match="not all 0"):
+        RULES["score_weighted"](ZERO, [A, B], scores=[0.0, 0.0])
+
+
+def test_layerwise_groups_are_total_and_equal_coefficients_are_task_arithmetic():
+    names = ["cls", "position", "patch.weight", "blocks.0.q.weight", "blocks.11.q.A", "norm.bias"]
+    assert list(map(merge.layer_of, names)) == ["cls", "position", "patch.weight", "block0",
+                                                "block11", "norm.bias"]
+    base = {n: torch.ones(2) for n in names}
+    taus = [{n: torch.full((2,), float(t)) for n in names} for t in (1, 2)]
+    groups = {merge.layer_of(n): (0.3, 0.3) for n in names}
+    same(RULES["layerwise"](base, taus, coefficients=groups), RULES["task_arithmetic"](base, taus))
+    only = RULES["layerwise"](base, taus, coefficients=groups | {"block11": (0.0, 1.0)})
+    assert only["blocks.11.q.A"].tolist() == [3, 3] and only["cls"][0].item() == pytest.approx(1.9)
+    with pytest.raises(BadInput, match="missing or unknown for block12"):
+        RULES["layerwise"](base, taus, coefficients=groups | {"block12": (0.3, 0.3)})
+
+
+def test_gram_schmidt_by_hand_and_its_order():
+    """(1,2,2), (2,1,2), (2,2,1) share (1,1,1): the first keeps it."""
+    rows = torch.tensor([[1.0, 2, 2], [2, 1, 2], [2, 2, 1]], dtype=torch.float64)
+    taus, zero = [{"w": row} for row in rows], {"w": torch.zeros(3, dtype=torch.float64)}
+    merged = RULES["gram_schmidt"](zero, taus)["w"]
+    expected = torch.tensor([2.70, 1.81, 1.34], dtype=torch.float64)
+    torch.testing.assert_close(merged, expected, atol=0.006, rtol=0)
+    reverse = RULES["gram_schmidt"](zero, taus[::-1])["w"]
+    torch.testing.assert_close(reverse, merged.flip(0), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gram_schmidt", "symmetric_orthogonal"])
+def test_orthogonal_task_vectors_stay_as_they_are(name):
+    taus = [{"w": torch.tensor([3.0, 0, 0])}, {"w": torch.tensor([0, 0.5, 0])}]
+    zero = {"w": torch.zeros(3)}
+    torch.testing.assert_close(RULES[name](zero, taus)["w"], torch.tensor([3.0, 0.5, 0]))
+
+
+def test_symmetric_orthogonalisation_treats_both_alike():
+    """Two unit vectors at 60 degrees move apart by 15 degrees each, and keep their length."""
+    c, s = 0.5, 0.75 ** 0.5
+    taus = [{"w": torch.tensor([1.0, 0])}, {"w": torch.tensor([c, s])}]
+    merged = RULES["symmetric_orthogonal"]({"w": torch.zeros(2)}, taus)["w"]
+    bisector = torch.tensor([s, c])                                  # at 30 degrees
+    torch.testing.assert_close(merged, 2 ** 0.5 * bisector)          # 2 cos 45 along it
+
+
+def test_int8_by_hand():
+    """[-2, 1.2, .5, 0]: s = 2/127, 76.2 -> 76 and 31.75 -> 32."""
+    q, scale = merge.quantize_rows(torch.tensor([[-2.0, 1.2, 0.5, 0], [0, 0, 0, 0]]))
+    assert q.dtype == torch.int8 and q.tolist() == [[-127, 76, 32, 0], [0, 0, 0, 0]]
+    torch.testing.assert_close(scale, torch.tensor([[2 / 127], [1.0]]))
+
+
+def test_int8_error_is_half_a_step_and_below_a_percent():
+    base, taus = problem(2)
+    exact, close = RULES["task_arithmetic"](base, taus), RULES["int8"](base, taus)
+    steps = sum(merge.quantize_rows(tau["l.B"])[1] for tau in taus) / 2
+    assert ((exact["l.B"] - close["l.B"]).abs() <= 0.3 * steps + 1e-12).all()
+    wide = torch.randn(64, 512, generator=torch.Generator().manual_seed(0))
+    assert (merge.dequantize_rows(*merge.quantize_rows(wide)) - wide).norm() < 0.01 * wide.norm()
+
+
+def test_dare_survivors_and_expectation():
+    tau = {"w": torch.linspace(1, 2, 1000)}
+    zero = {"w": torch.zeros(1000)}
+    draws = torch.stack([RULES["dare"](zero, [tau], drop=0.75, lam=1.0, seed=s)["w"]
+                         for s in range(400)])
+    kept = draws != 0
+    torch.testing.assert_close(draws[kept], (4 * tau["w"]).expand(400, -1)[kept])
+    assert abs(kept.float().mean() - 0.25) < 3 * (0.1875 / 400_000) ** 0.5
+    assert (draws.mean(0) - tau["w"]).abs().mean() < 0.25            # sd of one entry's mean: .13
+
+
+def test_breadcrumbs_by_hand():
+    """|x| = .1 ... .9, 10: the largest is an outlier, the smallest three are noise."""
+    x = torch.tensor([-0.1, 0.2, -0.3, 0.4, 0.5, 0.6, -0.7, 0.8, 0.9, 10])
+    merged = RULES["breadcrumbs"]({"w": torch.zeros(10)}, [{"w": x}], density=0.6, gamma=0.1,
+                                  lam=1.0)["w"]
+    assert merged.tolist() == [0, 0, 0, *x[3:9].tolist(), 0]
+
+
+def test_magmax_by_hand():
+    assert RULES["magmax"](ZERO, [A, B], lam=1.0)["w"].tolist() == [4, -5, 3, 6]
+    tie = [{"w": torch.tensor([2.0])}, {"w": torch.tensor([-2.0])}]
+    assert RULES["magmax"]({"w": torch.zeros(1)}, tie, lam=1.0)["w"].tolist() == [-2]
+
+
+def test_emr_by_hand():
+    """tau_uni = [4, -5, 3, 6]; masks 1111 (a agrees everywhere) and 0111; r = 10/18 and 15/14."""
+    first, second = EXPERTS["emr"](ZERO, [A, B]).models
+    torch.testing.assert_close(first["w"], 10 / 18 * torch.tensor([4.0, -5, 3, 6]))
+    torch.testing.assert_close(second["w"], 15 / 14 * torch.tensor([0.0, -5, 3, 6]))
+
+
+def test_tall_masks_and_consensus_by_hand():
+    masks = lambda at: [m["w"].int().tolist() for m in merge.tall_masks([A, B], at)[0]]
+    assert masks(1.0) == [[1, 0, 0, 0], [0, 1, 1, 1]]
+    assert masks(0.4) == [[1, 1, 1, 0], [0, 1, 1, 1]]
+    assert EXPERTS["tall"](ZERO, [A, B], threshold=1.0).models[1]["w"].tolist() == [0, -8, 5, 7]
+    merged = RULES["consensus"](ZERO, [A, B], threshold=0.4, lam=1.0)["w"]
+    assert merged.tolist() == [0, -8, 5, 0]
+
+
+@pytest.mark.parametrize("name, keywords, told", [
+    ("dare", dict(drop=1.0), r"drop 1.0 is outside \[0, 1\)"),
+    ("breadcrumbs", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
+    ("iso_cts", dict(common=1.2), r"common 1.2 is outside"),
+    ("knots", dict(density=2.0), r"density 2.0 is outside"),
+])
+def test_shares_outside_their_range(name, keywords, told):
+    base, taus = problem()
+    with pytest.raises(BadInput, match=told):
+        RULES[name](base, taus, **keywords)
+
+
+@pytest.mark.parametrize("name", ["average", "task_arithmetic", "negation", "int8", "dare",
+                                  "breadcrumbs", "magmax", "fisher", "regmean"])
+def test_streaming_rules_let_go_of_each_task_vector(name):
+    """When the next one is asked for, at most one of those before is still held."""
+    base, _ = problem()
+    seen, most = [], []
+
+    def one_by_one():
+        for t in range(4):
+            most.append(sum(ref() is not None for ref in seen))
+            tau = {k: torch.full_like(v, 0.1 * t + 0.1) for k, v in base.items()}
+            seen.append(weakref.ref(tau["a"]))
+            yield tau
+            del tau
+
+    needs = {k: v for k, v in data(4).items() if k in RULES[name].needs}
+    RULES[name](base, one_by_one(), **needs)
+    assert max(most) <= 1

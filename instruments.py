@@ -1,0 +1,351 @@
+"""What merging does to a group of runs: the instruments behind `eval.py --analyze`.
+
+Each takes an `Analysis`, prints a table and returns plain numbers for the JSON file; with a folder
+it also draws a figure. The mathematics is in analysis.py and corruptions.py.
+
+Most of them look at theta_0 + sum_t c_t tau_t for many coefficients c (T,). A model linearized as a
+whole is affine in its parameters and its features with it,
+
+    f(x; c) = f(x; theta_0) + sum_t c_t [f(x; theta_0 + tau_t) - f(x; theta_0)]
+
+so T + 1 passes over the images give every c.
+"""
+
+import itertools
+import random
+import statistics
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import analysis
+import cli
+import merge
+import plots
+from corruptions import CORRUPTIONS, corrupt
+from errors import BadInput
+from heads import correct, features
+from linearize import LinearizedModel
+
+INSTRUMENTS = {}
+
+
+def instrument(function):
+    """Decorator: the function's name is the word on the command line."""
+    INSTRUMENTS[function.__name__] = function
+    return function
+
+
+class Analysis:
+    """A group of runs, ready to be looked at.
+
+    space    spaces.Space;  tasks   score.Tasks;  kind   name of the adapter, for titles
+    lam      coefficient of task arithmetic where one is needed (chosen on val by eval.py)
+    examples images per task, the first of each split;  folder   for figures, or None
+    """
+
+    def __init__(self, space, tasks, kind, lam, examples=200, folder=None):
+        self.space, self.tasks, self.kind, self.lam = space, tasks, kind, lam
+        self.names, self.examples, self.folder = tasks.order, examples, folder
+        if len(set(self.names)) < len(self.names):
+            raise BadInput("--analyze needs runs on different tasks: give one run per task")
+        self.affine = isinstance(space.apply(space.base), LinearizedModel)
+        self.known = {}
+
+    def images(self, task, split):
+        images, labels = self.tasks.data(split, task)
+        return images[:self.examples], labels[:self.examples]
+
+    def at(self, c):
+        """theta_0 + sum_t c_t tau_t."""
+        return merge.task_arithmetic(self.space.base, self.space.taus, lam=1.0,
+                                     coefficients=[float(v) for v in c])
+
+    def pure(self, task, split):
+        """f(x; theta_0) (n, D) and the T differences (T, n, D) of a linearized model, once."""
+        if (task, split) not in self.known:
+            x, one_hot = self.images(task, split)[0], torch.eye(len(self.names))
+            f = [features(self.space.apply(self.at(c)), x) for c in (torch.zeros(len(one_hot)),
+                                                                    *one_hot)]
+            self.known[task, split] = f[0], torch.stack(f[1:]) - f[0]
+        return self.known[task, split]
+
+    def features(self, c, task, split):
+        """Features (n, D) of the images of a task at coefficients c."""
+        if self.affine:
+            f0, J = self.pure(task, split)
+            return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
+        return features(self.space.apply(self.at(c)), self.images(task, split)[0])
+
+    def logits(self, c, task, split):
+        with torch.no_grad():
+            return self.tasks.heads[task](self.features(c, task, split))
+
+    def score(self, c, task, split):
+        """Accuracy on a task at coefficients c."""
+        return correct(self.tasks.heads[task], self.features(c, task, split),
+                       self.images(task, split)[1])
+
+    def only(self, members, value=1.0):
+        """Coefficients: value for the tasks in `members`, else 0."""
+        return [value if name in members else 0.0 for name in self.names]
+
+    def path(self, name):
+        return self.folder / f"{self.kind}-{name}.png"
+
+
+def mean_over(names, function):
+    return statistics.fmean(function(name) for name in names)
+
+
+# ---- geometry ------------------------------------------------------------------------------------
+
+
+@instrument
+def cosine(a):
+    """Cosine similarity of the task vectors, pairwise."""
+    c = analysis.cosines(a.space.taus)
+    off = c[~torch.eye(len(c), dtype=torch.bool)]
+    print(cli.table(["cosine", *a.names], [[n, *row] for n, row in zip(a.names, c.tolist())]))
+    print(f"off the diagonal: mean {off.mean():.3f}, {off.min():.3f} to {off.max():.3f}")
+    if a.folder:
+        plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.kind}",
+                     f"A cell compares two task vectors; off the diagonal {off.mean():.3f} on "
+                     "average. Near 0, the tasks move the weights in unrelated directions.",
+                     a.path("cosine"), -0.2, 1.0)
+    return {"cosine": c.tolist(), "mean": off.mean().item()}
+
+
+@instrument
+def distance(a):
+    """L2 distances between the fine-tuned models, and where the change sits by layer."""
+    d = analysis.distances([merge.add(a.space.base, tau) for tau in a.space.taus])
+    print(cli.table(["L2", *a.names], [[n, *row] for n, row in zip(a.names, d.tolist())]))
+    norms = [analysis.norms_by_layer(tau) for tau in a.space.taus]
+    print(cli.table(["norm", *norms[0]], [[n, *v.values()] for n, v in zip(a.names, norms)]))
+    return {"distances": d.tolist(), "norms": dict(zip(a.names, norms))}
+
+
+@instrument
+def pca(a):
+    """Principal components of the task vectors."""
+    scores, share = analysis.pca(a.space.taus, components=min(2, len(a.names)))
+    axes = [f"component {i + 1} ({s:.0%} of the variance)" for i, s in enumerate(share.tolist())]
+    print(cli.table(["PCA", *axes], [[n, *row] for n, row in zip(a.names, scores.tolist())]))
+    if a.folder and len(axes) == 2:
+        plots.points(scores.tolist(), a.names, axes,
+                     f"Task vectors, {a.kind}", "Task vectors on their first two principal "
+                     "components, in units of the weights. With T unrelated vectors of one length "
+                     f"each component explains 1/(T - 1) = {1 / (len(a.names) - 1):.0%}.",
+                     a.path("pca"))
+    return {"scores": scores.tolist(), "share": share.tolist()}
+
+
+# ---- interference --------------------------------------------------------------------------------
+
+
+def coordinates(a):
+    """Two task vectors as a two-dimensional problem: base, tau_a, tau_b and the two tasks."""
+    zero, eye = {"c": torch.zeros(2)}, torch.eye(2)
+    pair = a.names[:2]
+    spread = lambda c: [*c.tolist(), *[0.0] * (len(a.names) - 2)]
+    logits = [lambda p, x, task=task: a.logits(spread(p["c"]), task, "test") for task in pair]
+    return zero, {"c": eye[0]}, {"c": eye[1]}, pair, logits
+
+
+@instrument
+def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
+    """Weight disentanglement error of the first two runs over a grid of coefficients."""
+    base, one, two, pair, logits = coordinates(a)
+    xi = analysis.disentanglement(base, one, two, logits, [torch.zeros(1)] * 2, lams)
+    inside = [i for i, lam in enumerate(lams) if 0 <= lam <= 1]
+    box = xi[inside][:, inside]
+    print(f"disentanglement error of {pair[0]} and {pair[1]}: {box.mean():.3f} in the mean over "
+          f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
+    if a.folder:
+        plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.kind}",
+                    "Share of test images whose class the other task vector changes, summed over "
+                    f"the two tasks (0 to 2; mean over [0, 1]^2: {box.mean():.3f}). Light is good: "
+                    "each task vector acts on its own task only.", a.path("disentangle"), 0, 1.5)
+    return {"lams": lams, "pair": pair, "xi": xi.tolist(), "box": box.mean().item()}
+
+
+@instrument
+def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
+    """Sum of the two tasks' losses over the plane of the first two task vectors."""
+    base, one, two, pair, logits = coordinates(a)
+    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None).cpu(), a.images(task, "test")[1])
+              for f, task in zip(logits, pair)]
+    L = analysis.landscape(base, one, two, losses, lams)
+    i, j = divmod(int(L.argmin()), len(lams))
+    print(f"loss of {pair[0]} + {pair[1]}: least {L.min():.3f} at ({lams[i]:g}, {lams[j]:g}), "
+          f"{L[lams.index(1.0), lams.index(1.0)]:.3f} at (1, 1)")
+    if a.folder:
+        plots.plane(L, lams, pair, f"Loss of two tasks, {a.kind}",
+                    "Cross entropy of both tasks on test, added. The least is at "
+                    f"({lams[i]:g}, {lams[j]:g}); a wide light basin around (1, 1) means that the "
+                    "two task vectors can simply be added.", a.path("landscape"),
+                    high=3 * L.min().item())
+    return {"lams": lams, "pair": pair, "loss": L.tolist()}
+
+
+@instrument
+def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
+    """Does entropy rank merged models as the loss does? Spearman over models, per task."""
+    zero, ones = {"c": torch.zeros(len(a.names))}, torch.eye(len(a.names))
+    functions = [lambda p, x, task=task: a.logits(p["c"], task, "test").cpu() for task in a.names]
+    labelled = [(None, a.images(task, "test")[1]) for task in a.names]
+    found = analysis.entropy_and_loss(zero, [{"c": one} for one in ones], functions, labelled, lams)
+    H, L, rho = (found[key] for key in ("entropy", "loss", "spearman"))
+    print(cli.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
+    if a.folder:
+        plots.curves({n: sorted(zip(H[:, t].tolist(), L[:, t].tolist()))
+                      for t, n in enumerate(a.names)}, "mean entropy (nats)",
+                     "mean cross entropy (nats)", f"Entropy and loss of merged models, {a.kind}",
+                     f"A point is theta_0 + lam sum tau for lam in {list(lams)}. AdaMerging lowers "
+                     "the entropy and hopes for the loss: it may where the lines rise.",
+                     a.path("entropy"))
+    return {"lams": lams, "entropy": H.tolist(), "loss": L.tolist(), "spearman": rho.tolist()}
+
+
+# ---- how many tasks ------------------------------------------------------------------------------
+
+
+@instrument
+def subsets(a, per_size=12, lams=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)):
+    """Merging K tasks, K = 2 .. T: lam chosen on val for each K, subsets scored on test.
+
+    All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed.
+    """
+    single = {n: a.score(a.only([n]), n, "test") for n in a.names}
+    chosen, absolute, ratio, draw = {}, {}, {}, random.Random(0)
+    every = {K: list(group) for K, group in itertools.groupby(analysis.subsets(a.names), len)}
+    every = {K: s if K == 2 else sorted(draw.sample(s, min(per_size, len(s))))
+             for K, s in every.items()}
+    for K, members in tqdm(every.items(), desc="subsets"):
+        val = lambda s, lam: mean_over(s, lambda n: a.score(a.only(s, lam), n, "val"))
+        few = members[:per_size]
+        chosen[K] = max(lams, key=lambda lam: mean_over(few, lambda s: val(s, lam)))
+        for s in members:
+            scores = {n: a.score(a.only(s, chosen[K]), n, "test") for n in s}
+            absolute[s] = statistics.fmean(scores.values())
+            ratio[s] = statistics.fmean(analysis.normalised(scores, single).values())
+    absolute, normalised = analysis.by_size(absolute), analysis.by_size(ratio)
+    print(cli.table(["tasks", "subsets", "lam", "absolute", "normalised", "least", "most"],
+                    [[K, len(every[K]), chosen[K], absolute[K][0], *normalised[K]] for K in every]))
+    if a.folder:
+        plots.curves({"normalised": [(K, *normalised[K]) for K in every],
+                      "absolute": [(K, *absolute[K]) for K in every]},
+                     "number of merged tasks", "mean accuracy on the merged tasks",
+                     f"Task arithmetic over subsets of the tasks, {a.kind}",
+                     "Mean over subsets, band from the worst to the best one. One lam per number "
+                     "of tasks, chosen on validation.", a.path("subsets"))
+    return {"lam": chosen, "absolute": absolute, "normalised": normalised}
+
+
+@instrument
+def coefficient(a, lams=tuple(i / 10 for i in range(16))):
+    """Accuracy of every task against the coefficient of task arithmetic, on val."""
+    scores = {n: [(lam, a.score(a.only(a.names, lam), n, "val")) for lam in lams]
+              for n in tqdm(a.names, desc="coefficient")}
+    average = [(lam, mean_over(a.names, lambda n: scores[n][i][1])) for i, lam in enumerate(lams)]
+    print(cli.table(["lam", *a.names, "mean"], [[f"{lam:g}", *[scores[n][i][1] for n in a.names], m]
+                                                for i, (lam, m) in enumerate(average)]))
+    if a.folder:
+        plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
+                     f"theta_0 + lam sum tau, {a.kind}", "Left the pretrained model, 1/T the "
+                     f"average ({1 / len(a.names):.3f}). A flat curve forgives a bad coefficient.",
+                     a.path("coefficient"))
+    return scores | {"mean": average}
+
+
+@instrument
+def unseen(a):
+    """Leave one out: merge the other tasks and score the one left out, against the base."""
+    rows = []
+    for n in tqdm(a.names, desc="unseen"):
+        others = [m for m in a.names if m != n]
+        rows.append([n, a.score(a.only([]), n, "test"), a.score(a.only(others, a.lam), n, "test"),
+                     a.score(a.only(a.names, a.lam), n, "test"), a.score(a.only([n]), n, "test")])
+    means = [statistics.fmean(column) for column in list(zip(*rows))[1:]]
+    print(cli.table(["task", "base", "merged without it", "merged with it", "its own model"],
+                    [*rows, ["mean", *means]]))
+    return {"rows": rows, "mean": means}
+
+
+# ---- forgetting ----------------------------------------------------------------------------------
+
+
+@instrument
+def retention(a):
+    """Every single-task model on every task: what fine-tuning on one does to the others."""
+    table = [[a.score(a.only([row]), column, "test") for column in a.names]
+             for row in tqdm(["base", *a.names], desc="retention")]
+    print(cli.table(["trained on \\ scored on", *a.names],
+                    [[n, *row] for n, row in zip(["base", *a.names], table)]))
+    others = [table[0][j] - table[i + 1][j] for i in range(len(a.names))
+              for j in range(len(a.names)) if i != j]
+    print(f"lost on another task: {statistics.fmean(others):.3f} in the mean, "
+          f"{max(others):.3f} at most")
+    return {"names": ["base", *a.names], "table": table, "lost": statistics.fmean(others)}
+
+
+@instrument
+def forget(a, lams=tuple(i / 10 for i in range(1, 16))):
+    """theta_0 - lam tau_t: lowers its task; lam such that the others keep 95 % on val."""
+    rows = []
+    for n in tqdm(a.names, desc="forget"):
+        others = [m for m in a.names if m != n]
+        control = lambda v, split: mean_over(others, lambda m: a.score(a.only([n], -v), m, split))
+        curve = [(lam, a.score(a.only([n], -lam), n, "val"), control(lam, "val")) for lam in lams]
+        best = analysis.forgetting(a.score(a.only([]), n, "val"), control(0.0, "val"), curve)
+        lam = best[0] if best else 0.0
+        rows.append([n, f"{lam:g}", *[a.score(a.only([n], -v), n, "test") for v in (0.0, lam)],
+                     *[control(v, "test") for v in (0.0, lam)]])
+    print(cli.table(["forget", "lam", "task before", "after", "others before", "after"], rows))
+    return {"rows": rows}
+
+
+@instrument
+def analogy(a):
+    """tau_C + tau_B - tau_A for a task D that none was trained on: all triples, best on val.
+
+    Against the best pair tau_B + tau_C on val, and the base. If subtracting tau_A does not help
+    beyond what the search over more candidates explains, there is no analogy to speak of.
+    """
+    rows = []
+    for d in tqdm(a.names, desc="analogy"):
+        others = [n for n in a.names if n != d]
+        pairs = [a.only(p, a.lam) for p in itertools.combinations(others, 2)]
+        triples = [[x - a.lam * (n == m) for x, n in zip(a.only(p, a.lam), a.names)]
+                   for p in itertools.combinations(others, 2) for m in others if m not in p]
+        best = [max(cs, key=lambda c: a.score(c, d, "val")) for cs in (pairs, triples)]
+        said = lambda c: " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
+        rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), *best)], *map(said, best)])
+    means = [statistics.fmean(row[i] for row in rows) for i in (1, 2, 3)]
+    print(cli.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
+                    [*rows, ["mean", *means, "", ""]]))
+    return {"rows": rows, "mean": means}
+
+
+# ---- robustness ----------------------------------------------------------------------------------
+
+
+@instrument
+def corruption(a, severities=(1, 3, 5)):
+    """Task arithmetic and the base on corrupted test images, seven kinds."""
+    rows = []
+    models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
+    clean = {n: a.images(n, "test") for n in a.names}
+    kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
+    for kind, severity in tqdm(kinds, desc="corruption"):
+        images = {n: corrupt(x, kind, severity) if severity else x for n, (x, _) in clean.items()}
+        line = [kind, severity]
+        for params in models.values():
+            model = a.space.apply(params)
+            line.append(mean_over(a.names, lambda n: correct(
+                a.tasks.heads[n], features(model, images[n]), clean[n][1])))
+        rows.append(line)
+    print(cli.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
+    return {"rows": rows}

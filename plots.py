@@ -1,0 +1,96 @@
+"""The four kinds of figure that eval.py draws. matplotlib is optional: without it, a line says so.
+
+Every figure has axes with units and a caption below that says what to see.
+"""
+
+import os
+import textwrap
+from pathlib import Path
+
+from errors import BadInput
+
+
+def folder(path):
+    """The folder for figures, made if need be; BadInput if matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise BadInput("--plot needs matplotlib: pip install -r requirements-figures.txt "
+                       "(all tables are printed without it)") from None
+    matplotlib.use("Agg")
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def canvas(width=6.4, height=4.6):
+    """(figure, axes) of one panel."""
+    from matplotlib import pyplot
+    return pyplot.subplots(figsize=(width, height), layout="constrained")
+
+
+def save(figure, caption, path):
+    """Add the caption, write under a temporary name, rename."""
+    from matplotlib import pyplot
+    figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=130)
+    pyplot.close(figure)
+    os.replace(temporary, path)
+    print(f"wrote {path}")
+
+
+def matrix(values, names, title, caption, path, low=None, high=None):
+    """A heat map of a (T, T) matrix with its numbers, rows and columns named."""
+    figure, axes = canvas(6.4, 6.2)
+    image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    middle = (image.norm.vmin + image.norm.vmax) / 2
+    for i, row in enumerate(values.tolist()):
+        for j, value in enumerate(row):
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                      color="white" if value < middle else "black")
+    axes.set_title(title)
+    figure.colorbar(image, shrink=0.8)
+    save(figure, caption, path)
+
+
+def plane(values, lams, names, title, caption, path, low=None, high=None):
+    """A map over two coefficients: values (n, n), rows lam of names[0], columns of names[1]."""
+    figure, axes = canvas(5.6, 5.2)
+    edge = (lams[1] - lams[0]) / 2
+    extent = (lams[0] - edge, lams[-1] + edge) * 2
+    image = axes.imshow(values, origin="lower", extent=extent, cmap="magma_r", vmin=low, vmax=high)
+    axes.set_xlabel(f"coefficient of {names[1]}")
+    axes.set_ylabel(f"coefficient of {names[0]}")
+    axes.plot([0], [0], "o", color="tab:cyan", label="pretrained")
+    axes.plot([0, 1], [1, 0], "^", color="tab:green", label="single tasks")
+    axes.plot([1], [1], "s", color="tab:blue", label="sum of both")
+    axes.legend(fontsize=8, loc="upper left"), axes.set_title(title)
+    figure.colorbar(image, shrink=0.85)
+    save(figure, caption, path)
+
+
+def curves(lines, x_label, y_label, title, caption, path):
+    """Lines {label: [(x, y), ...] or [(x, y, low, high), ...]}, the latter with a band."""
+    figure, axes = canvas()
+    for label, points in lines.items():
+        x, y, *band = zip(*points)
+        drawn, = axes.plot(x, y, marker="o", markersize=3, label=label)
+        if band:
+            axes.fill_between(x, *band, alpha=0.15, color=drawn.get_color())
+    axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
+    axes.grid(alpha=0.3), axes.legend(fontsize=8)
+    save(figure, caption, path)
+
+
+def points(places, names, labels, title, caption, path):
+    """Named points (T, 2); labels of the two axes."""
+    figure, axes = canvas()
+    axes.scatter(*zip(*places))
+    for (x, y), name in zip(places, names):
+        axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
+    axes.axhline(0, color="gray", linewidth=0.6), axes.axvline(0, color="gray", linewidth=0.6)
+    axes.set_xlabel(labels[0]), axes.set_ylabel(labels[1]), axes.set_title(title)
+    save(figure, caption, path)

@@ -1,0 +1,87 @@
+"""eval.py --analyze: every instrument runs on every space, and what it reports is what was run."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+import eval as evaluation
+import merge
+import runs
+import spaces
+from heads import features
+from instruments import INSTRUMENTS, Analysis
+from score import Tasks
+from test_commands import fit  # noqa: F401  (fixture)
+
+TASKS = ("digits", "count", "shapes", "letters")
+
+
+@pytest.fixture(params=["lora", "l_lora"])
+def group(request, fit, tmp_path):  # noqa: F811
+    """Four tiny runs of one adapter: weight space, and a model linearized as a whole."""
+    assert fit("--adapter", request.param, "--task", ",".join(TASKS), "--lr", 0.05)[0] == 0
+    return sorted((tmp_path / "runs").iterdir())
+
+
+def analysis_of(group, examples=20):
+    loaded = [runs.load(folder) for folder in group]
+    space = spaces.vectors(loaded, spaces.default(loaded))
+    return Analysis(space, Tasks(loaded), "tiny", 0.5, examples)
+
+
+def test_every_instrument_prints_a_table_and_numbers(group, command, tmp_path):
+    file = tmp_path / "out.json"
+    code, out, err = command(evaluation.main, *group, "--analyze", "all", "--limit", 10,
+                             "--lam", 0.5, "--json", file)
+    assert code == 0, err
+    found = json.loads(file.read_text())["analysis"]
+    assert len(found) == len(INSTRUMENTS)
+    for name in INSTRUMENTS:
+        assert f"\n{name}: " in out and any(key.endswith(f" {name}") for key in found)
+    assert "requirements-figures.txt" in out
+
+
+def test_features_at_coefficients_are_those_of_the_merged_model(group):
+    """Also where a linearized model takes the short way over T + 1 passes."""
+    a = analysis_of(group)
+    c = [0.7, -0.2, 0.0, 1.3]
+    merged = merge.RULES["task_arithmetic"](a.space.base, a.space.taus, lam=1.0, coefficients=c)
+    x = a.images("count", "test")[0]
+    direct = features(a.space.apply(merged), x)
+    torch.testing.assert_close(a.features(c, "count", "test"), direct, atol=1e-4, rtol=1e-4)
+    assert a.affine == ("l_lora" in str(group[0]))
+
+
+def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
+    a = analysis_of(group, examples=40)
+    table = INSTRUMENTS["retention"](a)["table"]
+    for i, name in enumerate(a.names):
+        own = runs.load(group[i])["result"]["test"]
+        assert table[i + 1][i] == pytest.approx(own, abs=1e-9)
+        assert table[0][i] == a.score([0.0] * 4, name, "test")
+
+
+def test_disentanglement_is_zero_on_the_axes_of_its_task(group):
+    """At (0, 0) no task vector acts: nothing changes a class."""
+    found = INSTRUMENTS["disentangle"](analysis_of(group), lams=(0.0, 1.0))
+    assert found["xi"][0][0] == 0 and 0 <= found["box"] <= 2
+
+
+def test_the_same_task_twice_is_refused(fit, command, tmp_path):  # noqa: F811
+    fit("--adapter", "lora"), fit("--adapter", "lora", "--seed", 1)
+    code, _, err = command(evaluation.main, *(tmp_path / "runs").iterdir(), "--analyze", "cosine")
+    assert code == 2 and "give one run per task" in err
+
+
+def test_figures_or_one_line_how_to_get_them(group, command, tmp_path):
+    code, out, err = command(evaluation.main, *group, "--analyze",
+                             "cosine,pca,disentangle,landscape,entropy,subsets,coefficient",
+                             "--limit", 5, "--lam", 0.5, "--plot", tmp_path / "figures")
+    if importlib.util.find_spec("matplotlib") is None:
+        assert code == 2 and "pip install -r requirements-figures.txt" in err
+        assert not (tmp_path / "figures").exists()
+    else:
+        assert code == 0, err
+        assert len(list((tmp_path / "figures").glob("*.png"))) == 7
