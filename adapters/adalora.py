@@ -49,7 +49,7 @@ class AdaLoRA(Adapter):
     every   (10)   steps between two allocations
     """
 
-    lr = {"off": 6e-3, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 3e-2, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=12, target=8, alpha=16.0, gamma=0.1, beta=0.85, warmup=0.1,
                  final=0.3, every=10, generator=None):

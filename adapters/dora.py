@@ -38,7 +38,7 @@ class DoRA(LoRA):
     detach  (True)  no gradient through the norm n
     """
 
-    lr = {"off": 6e-3, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=8, alpha=16.0, detach=True, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

@@ -23,7 +23,7 @@ class DVoRA(VeRA):
     detach  (True)  no gradient through the norm n
     """
 
-    lr = {"off": 1e-2, "layer": 1e-2, "model": 1e-2}
+    lr = {"off": 3e-2, "layer": 1e-2, "model": 1e-2}
 
     def __init__(self, base, *, rank=256, detach=True, generator=None):
         super().__init__(base, rank=rank, generator=generator)

@@ -32,7 +32,7 @@ class RoSA(SpA):
     collect  (4)     how many of them contribute gradients, 1 <= collect <= warmup
     """
 
-    lr = {"off": 6e-3, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=8, alpha=16.0, density=0.01, warmup=32, collect=4,
                  generator=None):

@@ -33,7 +33,7 @@ class SpectralR(Adapter):
     rank   (8)   number of singular pairs, 1 <= r <= min(in, out)
     """
 
-    lr = {"off": 6e-3, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 1e-2, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=8):
         super().__init__(base)

@@ -26,7 +26,7 @@ class VeRA(Adapter):
     rank   (256)   rows of A; may exceed the layer's size, since only b and d are trained
     """
 
-    lr = {"off": 2e-2, "layer": 2e-2, "model": 2e-2}
+    lr = {"off": 3e-2, "layer": 2e-2, "model": 2e-2}
 
     def __init__(self, base, *, rank=256, generator=None):
         super().__init__(base)
