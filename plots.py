@@ -43,7 +43,7 @@ def save(figure, caption, path):
 def matrix(values, names, title, caption, path, low=None, high=None):
     """A heat map of a (T, T) matrix with its numbers, rows and columns named."""
     figure, axes = canvas(6.4, 6.2)
-    image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
+    image = axes.imshow(values.numpy(), cmap="viridis", vmin=low, vmax=high)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     middle = (image.norm.vmin + image.norm.vmax) / 2
@@ -61,7 +61,8 @@ def plane(values, lams, names, title, caption, path, low=None, high=None):
     figure, axes = canvas(5.6, 5.2)
     edge = (lams[1] - lams[0]) / 2
     extent = (lams[0] - edge, lams[-1] + edge) * 2
-    image = axes.imshow(values, origin="lower", extent=extent, cmap="magma_r", vmin=low, vmax=high)
+    image = axes.imshow(values.numpy(), origin="lower", extent=extent, cmap="magma_r", vmin=low,
+                        vmax=high)
     axes.set_xlabel(f"coefficient of {names[1]}")
     axes.set_ylabel(f"coefficient of {names[0]}")
     axes.plot([0], [0], "o", color="tab:cyan", label="pretrained")
