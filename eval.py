@@ -98,7 +98,7 @@ def settings_of(rule, args):
     for key in swept:
         if key not in everything:
             raise unknown("key for these rules", key, everything)
-    swept = {k: v for k, v in swept.items() if k in known}
+    swept = {k: swept[k] for k in sorted(swept, key="lam".__eq__) if k in known}  # lam fastest
     fixed = {k: v for k, v in fixed.items() if k in known and k not in swept}
     return [fixed | dict(zip(swept, values)) for values in itertools.product(*swept.values())]
 

@@ -213,7 +213,7 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
 
 
 @instrument
-def subsets(a, per_size=12, lams=(0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)):
+def subsets(a, per_size=10, lams=(0.1, 0.2, 0.3, 0.5, 1.0)):
     """Merging K tasks, K = 2 .. T: lam chosen on val for each K, subsets scored on test.
 
     All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed.

@@ -11,16 +11,14 @@ from errors import BadInput
 
 
 def folder(path):
-    """The folder for figures, made if need be; BadInput if matplotlib is missing."""
+    """The folder for figures, as a path; BadInput if matplotlib is missing."""
     try:
         import matplotlib
     except ImportError:
         raise BadInput("--plot needs matplotlib: pip install -r requirements-figures.txt "
                        "(all tables are printed without it)") from None
     matplotlib.use("Agg")
-    path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path(path)
 
 
 def canvas(width=6.4, height=4.6):
@@ -33,6 +31,7 @@ def save(figure, caption, path):
     """Add the caption, write under a temporary name, rename."""
     from matplotlib import pyplot
     figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=130)
     pyplot.close(figure)
