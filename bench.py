@@ -29,7 +29,7 @@ import models
 import runs
 from errors import unknown
 from linearize import adapt, encoder_of
-from measure import Peak
+from measure import Peak, give_back_freed_memory
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
 
@@ -112,6 +112,7 @@ def rules(names, millions, count=8):
         rows.append([name, listed.seconds])
     del taus
     for row in tqdm(rows, desc="memory"):
+        give_back_freed_memory()
         with Peak() as streamed:
             (merge.RULES | merge.EXPERTS)[row[0]](base, (make(t) for t in range(count)))
         row[1:] = [f"{row[1]:.2f}", f"{1e9 * row[1] / size:.1f}", f"{row[1] / reading:.1f}",

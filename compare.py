@@ -102,7 +102,8 @@ def step_times(args):
 def row(args, adapter, times):
     """One line of the table."""
     cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
-    arxiv = re.search(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__)
+    title = sys.modules[cls.__module__].__doc__.partition("\n\n")[0]
+    arxiv = re.search(r"\d{4}\.\d{5}", title)
     cells = []
     for task in args.tasks:
         test = [result(args, adapter, rate, task, seed)["test"] for seed in SEEDS]

@@ -4,6 +4,7 @@ On a CPU the resident memory of the process is sampled every few milliseconds by
 peak is that of the process above where it stood, allocator slack included; on a GPU PyTorch counts.
 """
 
+import ctypes
 import mmap
 import threading
 import time
@@ -18,6 +19,19 @@ def resident():
         return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
     except OSError:
         return 0
+
+
+def give_back_freed_memory():
+    """Return freed memory to the system now, and from now on at once, where the C library is glibc.
+
+    Without it what was freed is kept for reuse, and the process hardly shrinks. Costs time.
+    """
+    mmap_threshold = -3
+    try:
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass
 
 
 class Peak:

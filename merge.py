@@ -5,21 +5,22 @@
 A rule is a pure function `rule(base, taus, *, ...) -> merged`: `base` (theta_0) and every tau are
 dicts name -> tensor with the same keys and shapes, T of them in the order given; `merged` has those
 keys too. Inputs are never changed. `taus` may be a generator: rules marked *streams* go through it
-once and hold at most two task vectors at a time. A keyword `lam` always scales the whole merged
-task vector: merged(lam) = base + lam (merged(1) - base). Arithmetic is float32 or better, cast back
-to the dtype of `base` once. Rules that keep one model per task return `Experts` instead.
+once and hold one task vector at a time beside the result. A keyword `lam` always scales the whole
+merged task vector: merged(lam) = base + lam (merged(1) - base). Arithmetic is float32 or better,
+cast back to the dtype of `base` once. Rules that keep one model per task return `Experts` instead.
 
 What the dict holds is the caller's choice, and not the same thing (`eval.py --space`):
     weight    W0 and the dense delta of every layer: any adapters and ranks merge, and T adapters of
               rank r give a delta of rank up to T r
     adapter   the adapters' own parameters: averaging A and B separately makes cross terms B_i A_j
 
-A course in three files, one registry: this one (arithmetic, election), spectra.py (singular values)
-and, with examples, merge_data.py and merge_learned.py.
+The course goes on in merge_spectra.py (singular values), merge_data.py (with examples),
+merge_learned.py (coefficients) and merge_structured.py (routers, permutations); one registry.
 """
 
 import functools
 import inspect
+import itertools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -83,11 +84,13 @@ def widen(tensors):
 
 def stream(base, taus):
     """The task vectors one by one, checked and widened; BadInput if there is none."""
-    t = -1
-    for t, tau in enumerate(taus):
+    taus, t = iter(taus), 0
+    while (tau := next(taus, None)) is not None:
         check(base, tau, t)
-        yield widen(tau)
-    if t < 0:
+        tau, t = widen(tau), t + 1
+        yield tau
+        del tau                                      # let go before the next one is made
+    if t == 0:
         raise BadInput("nothing to merge: give at least one task vector")
 
 
@@ -102,7 +105,8 @@ def check(base, tau, t=0):
         told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}"
                          for k in shapes[:5])
         raise BadInput(f"task vector {t} has {len(shapes)} tensors of another shape: {told}")
-    bad = [k for k in sorted(tau) if not torch.isfinite(tau[k]).all()]
+    finite = lambda v: torch.isfinite(v.sum(dtype=torch.float64)) or torch.isfinite(v).all()
+    bad = [k for k in sorted(tau) if not finite(tau[k])]             # one pass, if all is well
     if bad:
         raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: retrain it")
 
@@ -157,10 +161,12 @@ def average(base, taus):
     Streams, by the running mean m_k = m_{k-1} + (tau_k - m_{k-1}) / k. The mean of the mean of two
     and a third, ((a + b)/2 + c)/2, is something else.
     """
-    mean = {k: torch.zeros_like(v) for k, v in base.items()}
-    for count, tau in enumerate(taus, start=1):
+    mean, count = {k: torch.zeros_like(v) for k, v in base.items()}, 0
+    for tau in taus:
+        count += 1
         for k in mean:
-            mean[k] += (tau[k] - mean[k]) / count
+            mean[k].lerp_(tau[k], 1 / count)
+        del tau
     return onto(base, mean)
 
 
@@ -182,10 +188,13 @@ def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     """
     if coefficients is not None:
         check_length("coefficients", coefficients, taus := list(taus))
+    c = itertools.repeat(1.0) if coefficients is None else iter(coefficients)
     total = {k: torch.zeros_like(v) for k, v in base.items()}
-    for t, tau in enumerate(taus):
+    for tau in taus:
+        weight = next(c)
         for k in total:
-            total[k].add_(tau[k], alpha=1.0 if coefficients is None else coefficients[t])
+            total[k].add_(tau[k], alpha=weight)
+        del tau
     return onto(base, total, lam)
 
 
@@ -319,15 +328,19 @@ def trim(tau, density):
     keep = round(density * n)
     if keep == 0:
         return {k: torch.zeros_like(v) for k, v in tau.items()}
-    sizes = torch.cat([tau[k].reshape(-1).abs() for k in sorted(tau)])
-    threshold = sizes.kthvalue(n - keep + 1).values
-    room, out = keep - (sizes > threshold).sum(), {}
+    sizes, at = torch.empty(n, dtype=tau[next(iter(tau))].dtype), 0
+    for v in tau.values():
+        sizes[at:at + v.numel()] = v.reshape(-1)
+        at += v.numel()
+    sizes.abs_().numpy().partition(n - keep)          # in place, where kthvalue takes three copies
+    threshold = sizes[n - keep].item()
+    room, out = keep - (sizes[n - keep:] > threshold).sum().item(), {}
     del sizes
     for k in sorted(tau):
         size = tau[k].reshape(-1).abs()
         level = size == threshold
         kept = (size > threshold) | (level & (level.cumsum(0) <= room))
-        room = (room - level.sum()).clamp(min=0)
+        room = max(0, room - level.sum().item())
         out[k] = tau[k] * kept.view_as(tau[k])
     return out
 
@@ -355,7 +368,7 @@ def ties(base, taus, *, density=0.2, agg="mean", lam=1.0):
     check_share("density", density)
     if agg not in ("mean", "sum", "max"):
         raise BadInput(f"unknown agg {agg!r}: choose mean, sum or max")
-    trimmed = [trim(tau, density) for tau in taus]
+    trimmed = list(map(functools.partial(trim, density=density), taus))
     signs, merged = elect(trimmed), {}
     for k in base:
         sign = signs.pop(k)
@@ -417,6 +430,7 @@ def magmax(base, taus, *, lam=0.5):
     for tau in taus:
         for k in best:
             best[k] = torch.where(tau[k].abs() >= best[k].abs(), tau[k], best[k])
+        del tau
     return onto(base, best, lam)
 
 

@@ -1,4 +1,4 @@
-"""Full fine-tuning of the adapted layers, the baseline. With --linearize model: arXiv:2305.12827
+"""Full fine-tuning of the adapted layers, the baseline
 
     W_eff = W0 + D,   b_eff = b0 + d                 D (out, in) and d (out,) trainable, start at 0
 
@@ -7,6 +7,7 @@ Shapes   W0 (out, in) frozen · b0 (out,) frozen · x (..., in) -> y (..., out)
 Differs  what is trained is the displacement and not the weight: the same function and gradient, and
          weight decay pulls towards W0, not towards 0. LayerNorm gains, embeddings and the patch
          projection stay frozen, so that every method changes the same layers.
+Note     with --linearize model this is tangent task arithmetic, arXiv:2305.12827.
 """
 
 from torch import nn

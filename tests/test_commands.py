@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import bench
+import compare
 import eval as evaluation
 import lora
 import merge
@@ -462,6 +463,38 @@ def test_bench_compares_with_lora(command):
     assert rows[0][5].split() == ["1.00", "(1.00", "to", "1.00)"]
     assert float(rows[1][7]) < 1                         # no input is kept for a frozen A
     assert command(bench.main, "--adapters", "lra")[0] == 2
+
+
+def test_bench_of_rules_counts_what_they_hold(command):
+    """Beside the base, a streaming rule holds its result and the task vector at hand."""
+    code, out, err = command(bench.main, "--rules", "average,ties", "--millions", 8)
+    assert code == 0, err
+    held = {row[1].strip(): float(row[5]) for row in
+            (line.split("|") for line in out.splitlines()) if len(row) > 5 and "." in row[5]}
+    assert 1.5 < held["average"] < 3 and 8 < held["ties"] < 12.5    # T + 2, and slack
+    code, _, err = command(bench.main, "--rules", "fisher")
+    assert code == 2 and "unknown rule without data 'fisher'" in err
+
+
+def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, monkeypatch):
+    """Finished runs are not trained again; the rate of the table is the best on validation."""
+    monkeypatch.setattr(compare, "SEEDS", (0, 1))
+    out = tmp_path / "table"
+    out.mkdir()
+    (out / "bench.json").write_text('[{"adapter": "lora_fa", "linearize": "off", "time": 0.9}]')
+    for rate, val in (("0.1", 0.8), ("0.2", 0.9)):
+        for seed in (0, 1):
+            folder = out / f"lora_fa-{rate}-count-s{seed}"
+            folder.mkdir()
+            numbers = {"val": val, "test": val - 0.1 * seed, "trainable": 7}
+            (folder / "result.json").write_text(json.dumps(numbers))
+    words = ["--adapters", "lora_fa", "--rates", "0.1,0.2", "--tasks", "count", "--model", tiny]
+    code, text, err = command(compare.main, *words, "--out", out)
+    assert code == 0, err
+    row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert row[:7] == ["lora_fa", "2308.03303", "7", "8", "0.2", "0.850 ± 0.071", "0.90"]
+    code, _, err = command(compare.main, *words, "--steps", 0, "--out", tmp_path / "new")
+    assert code == 2 and "--steps 0: give a positive number" in err
 
 
 # ---- real images ---------------------------------------------------------------------------------
