@@ -26,7 +26,7 @@ from errors import BadInput, unknown
 from instruments import INSTRUMENTS, Analysis
 from score import RULES, Tasks, evaluate, obstacle, split_joint
 
-LAM = "lam=0.1,0.2,0.3,0.5,0.8,1.2"                # what --merge all sweeps unless told otherwise
+LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
 
 

@@ -21,6 +21,7 @@ from merge import add, check_length, check_share, layer_of, rule
 CHUNK = 64       # images whose activations are held at a time
 
 
+@torch.no_grad()                    # jacrev has its own graph; frozen parts must not record another
 def diagonal_fisher(function, params, x, chunk=4):
     """F, dict like params: mean over x (n, ...) and expectation over the model's own labels.
 
@@ -40,7 +41,7 @@ def diagonal_fisher(function, params, x, chunk=4):
 
 
 @rule
-def fisher(base, taus, *, functions=None, batches=None, examples=64, normalize=True, floor=1e-6):
+def fisher(base, taus, *, functions=None, batches=None, examples=32, normalize=True, floor=1e-6):
     """Fisher merging, arXiv:2111.09832.   theta = sum_t F_t theta_t / sum_t F_t
 
     examples   inputs per task
