@@ -35,6 +35,7 @@ class Tasks:
         self.runs = {task: run for run in single or group for task in runs.tasks(run)}
         self.heads = {task: runs.head(run, task).to(device) for task, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
+        self.at_base = None                # features on val of a linearized base, once for all rules
 
     def data(self, split, task):
         s = self.runs[task]["setting"]
@@ -121,7 +122,9 @@ def search(rule, choices, space, tasks, bar):
                 one = RULES[rule](space.base, space.taus, **material, **rest)
             affine = (lam is not None and len(choices) > 1
                       and isinstance(space.apply(space.base), LinearizedModel))
-            ends = [tasks.features(space.apply(p), "val") for p in (space.base, one) if affine]
+            if affine and tasks.at_base is None:
+                tasks.at_base = tasks.features(space.apply(space.base), "val")
+            ends = [tasks.at_base, tasks.features(space.apply(one), "val")] if affine else []
             done = {key: (one, peak, ends)}                       # the last one; lam varies fastest
         one, peak, ends = done[key]
         result = one if lam is None else along(space.base, one, lam)
