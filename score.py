@@ -115,7 +115,7 @@ def search(rule, choices, space, tasks, bar):
     """
     material, done, curve, best = tasks.material(space, RULES[rule].needs), {}, [], None
     for choice in choices:
-        lam = choice.get("lam")
+        lam = choice.get("lam") if rule in merge.RULES else None
         rest = choice if lam is None else choice | {"lam": 1.0}
         if (key := str(rest)) not in done:
             with Peak() as peak:

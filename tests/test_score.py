@@ -87,3 +87,11 @@ def test_peak_sees_what_is_allocated_and_let_go():
     with Peak() as peak:
         torch.ones(16_000_000).sum()
     assert peak.seconds > 0 and 50e6 < peak.bytes < 200e6
+
+
+def test_a_lam_of_experts_is_a_setting_like_any_other(group):
+    """Twin's lam is that of its shared part: every value is a run of the rule."""
+    _, space, tasks = group
+    row = search("twin", [{"lam": 0.0, "steps": 2}, {"lam": 0.5, "steps": 2}], space, tasks, BAR)
+    assert isinstance(row["result"], merge.Experts) and len(row["val_curve"]) == 2
+    assert row["chosen"]["lam"] in (0.0, 0.5)
