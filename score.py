@@ -35,7 +35,7 @@ class Tasks:
         self.runs = {task: run for run in single or group for task in runs.tasks(run)}
         self.heads = {task: runs.head(run, task).to(device) for task, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
-        self.at_base = None                # features on val of a linearized base, once for all rules
+        self.at_base = None                # features on val of a linearized base, for all rules
 
     def data(self, split, task):
         s = self.runs[task]["setting"]
