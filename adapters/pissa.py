@@ -5,8 +5,8 @@
     delta = W_eff - W0 = s (B A - B0 A0)
 
 Shapes   W0 (out, in) · A, A0 (r, in) · B, B0 (out, r)       trainable r (in + out), rank <= 2r
-Differs  W0 is kept and s B0 A0 is subtracted in the forward pass, in one product of rank 2r, instead
-         of storing W_res: a saved run does not hang on the signs of an SVD.
+Differs  W0 is kept and s B0 A0 is subtracted in the forward pass, as one product of rank 2r, not
+         by storing W_res: a saved run does not hang on the signs of an SVD.
 Quantised  QPiSSA stores Q(W_res) and adds s B A; on a decaying spectrum its error is far below
          QLoRA's, because what is left to quantise is small.
 Trap     delta is measured against W0. Exported as plain LoRA it has rank 2r: [B, -B0] and [A; A0].
