@@ -24,12 +24,11 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import lora
-import merge
 import models
 import runs
-from errors import unknown
 from linearize import adapt, encoder_of
 from measure import Peak, give_back_freed_memory
+from score import RULES
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
 
@@ -82,7 +81,7 @@ class Contender:
         return sum(size for pointer, size in seen.items() if pointer not in self.frozen)
 
 
-def task_vectors(millions, count=8, width=384):
+def task_vectors(millions, width=384):
     """(base, make): zeros with the shapes of a ViT of `millions` parameters, and task vector t."""
     block = {f"{n}.weight": (width, width) for n in ("q", "k", "v", "out")}
     block |= {"fc1.weight": (4 * width, width), "fc2.weight": (width, 4 * width)}
@@ -98,7 +97,7 @@ def task_vectors(millions, count=8, width=384):
 
 def rules(names, millions, count=8):
     """Print seconds per million parameters and task vectors held, for every rule."""
-    base, make = task_vectors(millions, count)
+    base, make = task_vectors(millions)
     size = sum(v.numel() for v in base.values())
     rows, taus = [], [make(t) for t in range(count)]
     began = time.perf_counter()
@@ -106,15 +105,14 @@ def rules(names, millions, count=8):
         sum(v.sum() for v in tau.values())
     reading = time.perf_counter() - began
     for name in tqdm(names, desc="rules"):
-        function = (merge.RULES | merge.EXPERTS)[name]
         with Peak() as listed:
-            function(base, taus)
+            RULES[name](base, taus)
         rows.append([name, listed.seconds])
     del taus
     for row in tqdm(rows, desc="memory"):
         give_back_freed_memory()
         with Peak() as streamed:
-            (merge.RULES | merge.EXPERTS)[row[0]](base, (make(t) for t in range(count)))
+            RULES[row[0]](base, (make(t) for t in range(count)))
         row[1:] = [f"{row[1]:.2f}", f"{1e9 * row[1] / size:.1f}", f"{row[1] / reading:.1f}",
                    f"{streamed.bytes / (4 * size):.1f}"]
     print(f"{count} task vectors of {size / 1e6:.1f} million parameters, "
@@ -134,17 +132,12 @@ def main():
     parser.add_argument("--millions", type=float, default=22, help="parameters, with --rules")
     args = parser.parse_args()
     if args.rules:
-        free = [n for n, f in (merge.RULES | merge.EXPERTS).items() if not f.needs and not f.count]
-        chosen = free if args.rules == "all" else args.rules.split(",")
-        for name in chosen:
-            if name not in free:
-                raise unknown("rule without data", name, free)
+        free = [name for name, f in RULES.items() if not f.needs and not f.count]
+        chosen = free if args.rules == "all" else cli.names(args.rules, "rule without data", free)
         rules(chosen, args.millions)
         return
-    names = args.adapters.split(",") if args.adapters else sorted(lora.ADAPTERS)
-    for name in names:
-        if name not in lora.ADAPTERS:
-            raise unknown("adapter", name, lora.ADAPTERS)
+    every = sorted(lora.ADAPTERS)
+    names = cli.names(args.adapters, "adapter", every) if args.adapters else every
     kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
     if "l_lora" in names:
         kinds.append(("l_lora", "layer"))

@@ -1,4 +1,4 @@
-"""What the two commands share: reporting errors, reading `--set key=value`, printing tables."""
+"""What the commands share: reporting errors, reading names and `key=value`, printing tables."""
 
 import ast
 import sys
@@ -39,6 +39,15 @@ def keywords(pairs, options, owner):
                            f"{key}={default}")
         out[key] = value
     return out
+
+
+def names(text, kind, known):
+    """"a,b" -> ["a", "b"]; BadInput for a name that is not known."""
+    found = [name for name in text.split(",") if name]
+    for name in found:
+        if name not in known:
+            raise unknown(kind, name, known)
+    return found
 
 
 def device(name):

@@ -27,7 +27,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import lora
 import models
-from errors import BadInput, unknown
+from errors import BadInput
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
@@ -126,10 +126,8 @@ def main():
     add("--jobs", type=int, default=1, help="runs at a time, one thread each")
     add("--out", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()
-    names = args.adapters.split(",") if args.adapters else sorted(lora.ADAPTERS)
-    for name in names:
-        if name not in lora.ADAPTERS:
-            raise unknown("adapter", name, lora.ADAPTERS)
+    every = sorted(lora.ADAPTERS)
+    names = cli.names(args.adapters, "adapter", every) if args.adapters else every
     args.out = args.out.absolute()
     train(args, [(a, rate, 0) for a in names for rate in args.rates], "learning rates")
     train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")

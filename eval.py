@@ -57,15 +57,10 @@ def arguments():
     args = p.parse_args()
     args.all = args.merge == "all"
     args.merge = [r for r in RULES if r not in TRIVIAL] if args.all else \
-        [r for r in args.merge.split(",") if r]
-    args.by = [part for part in args.by.split(",") if part]
+        cli.names(args.merge, "rule", RULES)
+    args.by = cli.names(args.by, "--by", ["adapter", "seed"])
     args.analyze = list(INSTRUMENTS) if args.analyze == "all" else \
-        [name for name in args.analyze.split(",") if name]
-    for names, known, kind in ((args.merge, RULES, "rule"), (args.by, ["adapter", "seed"], "--by"),
-                               (args.analyze, INSTRUMENTS, "instrument")):
-        for name in names:
-            if name not in known:
-                raise unknown(kind, name, known)
+        cli.names(args.analyze, "instrument", INSTRUMENTS)
     if args.all and not any(s.startswith("lam=") for s in args.sweep + args.set):
         args.sweep.append(LAM)
     args.device = cli.device(args.device)
@@ -169,8 +164,9 @@ def groups_of(loaded, by):
 def plan(group, args):
     """(space, {rule: settings to choose from}) of a group; `all` leaves out what does not apply."""
     space, rules = args.space or spaces.default(group), {}
+    _, single = split_joint(group)
     for rule in args.merge:
-        if why := obstacle(rule, space, group):
+        if why := obstacle(rule, space, len(single)):
             if not args.all:
                 raise BadInput(f"{why}: leave it out or give other runs")
             tqdm.write(f"left out: {why}")

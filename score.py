@@ -113,20 +113,19 @@ def search(rule, choices, space, tasks, bar):
     keys. A model linearized as a whole is affine in its parameters, and its features with it:
     f(lam) = f(0) + lam (f(1) - f(0)), two passes for the whole sweep.
     """
-    material, done, curve, best = tasks.material(space, RULES[rule].needs), {}, [], None
+    material, last, curve, best = tasks.material(space, RULES[rule].needs), None, [], None
     for choice in choices:
         lam = choice.get("lam") if rule in merge.RULES else None
         rest = choice if lam is None else choice | {"lam": 1.0}
-        if (key := str(rest)) not in done:
-            with Peak() as peak:
+        if rest != last:                                          # lam varies fastest
+            last = rest
+            with Peak(tasks.device) as peak:
                 one = RULES[rule](space.base, space.taus, **material, **rest)
             affine = (lam is not None and len(choices) > 1
                       and isinstance(space.apply(space.base), LinearizedModel))
             if affine and tasks.at_base is None:
                 tasks.at_base = tasks.features(space.apply(space.base), "val")
             ends = [tasks.at_base, tasks.features(space.apply(one), "val")] if affine else []
-            done = {key: (one, peak, ends)}                       # the last one; lam varies fastest
-        one, peak, ends = done[key]
         result = one if lam is None else along(space.base, one, lam)
         row = {"chosen": choice, "result": result, "seconds": peak.seconds, "bytes": peak.bytes}
         if len(choices) == 1:
@@ -153,11 +152,11 @@ def split_joint(group):
     return joint, single
 
 
-def obstacle(rule, space, group):
-    """Why a rule cannot be used on these runs, or None."""
-    function, (_, single) = RULES[rule], split_joint(group)
-    if function.count and function.count != len(single):
-        return f"{rule} takes {function.count} runs and got {len(single)}"
+def obstacle(rule, space, count):
+    """Why a rule cannot be used on `count` runs in this space, or None."""
+    function = RULES[rule]
+    if function.count and function.count != count:
+        return f"{rule} takes {function.count} runs and got {count}"
     if function.space and function.space != space:
         return f"{rule} merges in {function.space} space only"
     return None
@@ -184,10 +183,13 @@ def evaluate(group, rules, tasks, space_name, split, bar):
     for rule, choices in rules.items():
         row = search(rule, choices, space, tasks, bar)
         result = row.pop("result")
-        rows[rule] = row | {"scores": tasks.score_result(result, space, split)}
         if isinstance(result, merge.Experts) and result.route:
             sent = tasks.routed(result, space, split)
-            rows[rule]["routed"] = {t: statistics.fmean(own) for t, (_, own) in sent.items()}
+            row["scores"] = {t: statistics.fmean(hit) for t, (hit, _) in sent.items()}
+            row["routed"] = {t: statistics.fmean(own) for t, (_, own) in sent.items()}
+        else:
+            row["scores"] = tasks.score_result(result, space, split)
+        rows[rule] = row
     summarize(rows)
     return rows
 
