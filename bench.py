@@ -99,22 +99,22 @@ def rules(names, millions, count=8):
     """Print seconds per million parameters and task vectors held, for every rule."""
     base, make = task_vectors(millions)
     size = sum(v.numel() for v in base.values())
-    rows, taus = [], [make(t) for t in range(count)]
+    held, rows = {}, []
+    for name in tqdm(names, desc="memory"):                      # first, while the heap is clean
+        give_back_freed_memory()
+        with Peak() as peak:
+            RULES[name](base, (make(t) for t in range(count)))
+        held[name] = peak.bytes / (4 * size)
+    taus = [make(t) for t in range(count)]
     began = time.perf_counter()
     for tau in taus:
         sum(v.sum() for v in tau.values())
     reading = time.perf_counter() - began
     for name in tqdm(names, desc="rules"):
-        with Peak() as listed:
+        with Peak() as peak:
             RULES[name](base, taus)
-        rows.append([name, listed.seconds])
-    del taus
-    for row in tqdm(rows, desc="memory"):
-        give_back_freed_memory()
-        with Peak() as streamed:
-            RULES[row[0]](base, (make(t) for t in range(count)))
-        row[1:] = [f"{row[1]:.2f}", f"{1e9 * row[1] / size:.1f}", f"{row[1] / reading:.1f}",
-                   f"{streamed.bytes / (4 * size):.1f}"]
+        rows.append([name, f"{peak.seconds:.2f}", f"{1e9 * peak.seconds / size:.1f}",
+                     f"{peak.seconds / reading:.1f}", f"{held[name]:.1f}"])
     print(f"{count} task vectors of {size / 1e6:.1f} million parameters, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
