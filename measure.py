@@ -1,24 +1,33 @@
 """Seconds and peak memory of a piece of work: with Peak() as peak: ...; peak.seconds, peak.bytes
 
-On a CPU the resident memory of the process is sampled every few milliseconds by a thread, so the
-peak is that of the process above where it stood, allocator slack included; on a GPU PyTorch counts.
+On a GPU PyTorch counts. On a CPU the Linux kernel does: VmHWM of /proc/self/status is the most
+memory that was ever resident, exactly and not sampled, and writing 5 to /proc/self/clear_refs sets
+it back to what is resident now. Where the system offers neither, `bytes` is 0.
 """
 
 import ctypes
-import mmap
-import threading
+import re
 import time
 from pathlib import Path
 
 import torch
 
 
-def resident():
-    """Bytes of memory the process holds now, or 0 where the system has no /proc."""
+def high_water():
+    """Bytes: the most memory the process has held since the last reset, or 0 if not known."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
-    except OSError:
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError):
         return 0
+
+
+def reset_high_water():
+    """Forget earlier peaks; returns the bytes held now, or None where that is not possible."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return high_water()
+    except OSError:
+        return None
 
 
 def give_back_freed_memory():
@@ -41,29 +50,21 @@ class Peak:
         self.cuda = torch.device(device).type == "cuda"
         self.seconds = self.bytes = 0
 
-    def _watch(self):
-        while not self._done.wait(0.003):
-            self._top = max(self._top, resident())
-
     def __enter__(self):
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
         else:
-            self._start = self._top = resident()
-            self._done = threading.Event()
-            self._thread = threading.Thread(target=self._watch, daemon=True)
-            self._thread.start()
+            self._start = reset_high_water()
         self._began = time.perf_counter()
         return self
 
     def __exit__(self, *error):
         if self.cuda:
             torch.cuda.synchronize()
-            self.seconds = time.perf_counter() - self._began
+        self.seconds = time.perf_counter() - self._began
+        if self.cuda:
             self.bytes = torch.cuda.max_memory_allocated() - self._start
-        else:
-            self.seconds = time.perf_counter() - self._began
-            self._done.set(), self._thread.join()
-            self.bytes = max(self._top, resident()) - self._start
+        elif self._start is not None:
+            self.bytes = max(0, high_water() - self._start)

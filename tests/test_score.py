@@ -8,7 +8,7 @@ import torch
 import merge
 import runs
 import spaces
-from measure import Peak
+from measure import Peak, reset_high_water
 from score import Tasks, along, search
 from test_commands import fit  # noqa: F401  (fixture)
 
@@ -83,10 +83,15 @@ def test_regmean_sees_the_inputs_of_every_layer(group):
     assert not torch.equal(seen["blocks.0.fc2.weight"], other["blocks.0.fc2.weight"])
 
 
+@pytest.mark.skipif(reset_high_water() is None, reason="this system does not count peak memory")
 def test_peak_sees_what_is_allocated_and_let_go():
+    """64 MB, held for less than any sampling would notice; then what came before is forgotten."""
     with Peak() as peak:
         torch.ones(16_000_000).sum()
-    assert peak.seconds > 0 and 50e6 < peak.bytes < 200e6
+    assert peak.seconds > 0 and 50e6 < peak.bytes < 100e6
+    with Peak() as peak:
+        pass
+    assert peak.bytes < 10e6
 
 
 def test_a_lam_of_experts_is_a_setting_like_any_other(group):
