@@ -116,7 +116,7 @@ def tensors(rng, n):
 
 def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
     """Train model and attribute heads with AdamW and a one-cycle schedule; return the heads."""
-    width, classes = model.norm.normalized_shape[0], sum(c for c, _ in ATTRIBUTES.values())
+    width, classes = model.width, sum(c for c, _ in ATTRIBUTES.values())
     head = torch.nn.Linear(width, classes)
     params = [*model.parameters(), *head.parameters()]
     decay = [p for p in params if p.ndim > 1]

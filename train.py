@@ -221,8 +221,7 @@ def load_task(task, setting, base):
     split = {name: data.load(task, name, setting["data"], setting["limit"])
              for name in ("train", "val", "test")}
     images, labels = split["train"]
-    head = HEADS[setting["head"]](base.norm.normalized_shape[0],
-                                  data.classes(task, setting["data"]))
+    head = HEADS[setting["head"]](base.width, data.classes(task, setting["data"]))
     head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
                                    labels[:EXAMPLES].to(setting["device"]))
     return head, split

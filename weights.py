@@ -18,7 +18,17 @@ Names on disk -> names of models.ViT (i is the block)
       output.dense.*                              mlp.fc2.*                        fc2.*
       (none)                                      layer_scale2.lambda1             ls2
     layernorm.*                                   same                             norm.*
-    a prefix vit., deit. or dinov2. is removed; classifier.*, pooler.* and mask_token are not used
+
+Names on disk -> names of models_text.BERT
+
+    embeddings.{word,position,token_type}_embeddings.weight         {word,position,segment}.weight
+    embeddings.LayerNorm.*  (weight, bias or gamma, beta)           norm.*
+    encoder.layer.i.attention.self.{query,key,value}.*              blocks.i.{q,k,v}.*
+      attention.output.dense.*, attention.output.LayerNorm.*        out.*, norm1.*
+      intermediate.dense.*, output.dense.*, output.LayerNorm.*      fc1.*, fc2.*, norm2.*
+
+a prefix vit., deit., dinov2. or bert. is removed; classifier.*, pooler.*, cls.*, mask_token and
+position_ids are not used
 """
 
 import hashlib
@@ -37,27 +47,32 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
           "U8": torch.uint8, "BOOL": torch.bool}
 
 RENAMES = [
-    (r"^(vit|deit|dinov2)\.", ""),
+    (r"^(vit|deit|dinov2|bert)\.", ""),
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
+    (r"^embeddings\.(word|position)_embeddings\.weight$", r"\1.weight"),
+    (r"^embeddings\.token_type_embeddings\.", "segment."),
+    (r"^embeddings\.LayerNorm\.", "norm."),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "position"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch."),
     (r"^encoder\.layer\.", "blocks."),
-    (r"\.attention\.attention\.query\.", ".q."),
-    (r"\.attention\.attention\.key\.", ".k."),
-    (r"\.attention\.attention\.value\.", ".v."),
+    (r"\.attention\.(attention|self)\.query\.", ".q."),
+    (r"\.attention\.(attention|self)\.key\.", ".k."),
+    (r"\.attention\.(attention|self)\.value\.", ".v."),
     (r"\.attention\.output\.dense\.", ".out."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.(layernorm_before|attention\.output\.LayerNorm)\.", ".norm1."),
+    (r"\.(layernorm_after|output\.LayerNorm)\.", ".norm2."),
     (r"\.(intermediate\.dense|mlp\.fc1)\.", ".fc1."),
     (r"\.(output\.dense|mlp\.fc2)\.", ".fc2."),
     (r"\.layer_scale([12])\.lambda1$", r".ls\1"),
     (r"^layernorm\.", "norm."),
 ]
-UNUSED = re.compile(r"^(classifier|pooler)\.|^embeddings\.mask_token$")
+UNUSED = re.compile(r"^(classifier|pooler|cls)\.|^embeddings\.(mask_token|position_ids)$")
 
 
 def our_names(tensors):
-    """Rename the tensors of a published ViT and drop its heads."""
+    """Rename the tensors of a published checkpoint and drop its heads."""
     out = {}
     for name, tensor in tensors.items():
         for pattern, replacement in RENAMES:

@@ -1,4 +1,4 @@
-"""A Vision Transformer in numpy that reads Hugging Face names, written from the papers.
+"""A Vision Transformer and a BERT in numpy that read Hugging Face names, written from the papers.
 
 Independent of models.py and weights.py: float64, loops over heads, its own safetensors parsing.
 Used to check what models.load makes of a published checkpoint.
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def read(path):
-    """{name: float64 array} of an F32 safetensors file."""
+    """{name: float64 array} of the F32 tensors of a safetensors file."""
     data = path.read_bytes()
     n = int.from_bytes(data[:8], "little")
     out = {}
     for name, entry in json.loads(data[8:8 + n]).items():
-        if name != "__metadata__":
+        if entry.get("dtype") == "F32":
             a, b = entry["data_offsets"]
             out[name] = np.frombuffer(data[8 + n + a:8 + n + b], "<f4").reshape(entry["shape"])
     return {k: v.astype(np.float64) for k, v in out.items()}
@@ -66,3 +66,29 @@ def vit(image, w, *, heads, patch, eps, position, dinov2, mean, std):
         z = z + one * attention(layer_norm(z, w, norm1, eps), w, prefix, heads)
         z = z + two * linear(gelu(linear(layer_norm(z, w, norm2, eps), w, fc1)), w, fc2)
     return layer_norm(z, w, "layernorm", eps)[0]
+
+
+def bert_attention(x, w, prefix, heads):
+    q, k, v = (linear(x, w, f"{prefix}.self.{part}") for part in ("query", "key", "value"))
+    size, parts = x.shape[-1] // heads, []
+    for h in range(heads):
+        cut = slice(h * size, (h + 1) * size)
+        p = np.exp(q[:, cut] @ k[:, cut].T / sqrt(size))
+        parts.append(p / p.sum(-1, keepdims=True) @ v[:, cut])
+    return linear(np.concatenate(parts, 1), w, f"{prefix}.output.dense")
+
+
+def bert(ids, segments, w, *, heads, eps):
+    """Last hidden states (T, D) of one unpadded text: ids (T,), segments (T,)."""
+    z = (w["embeddings.word_embeddings.weight"][ids]
+         + w["embeddings.position_embeddings.weight"][:len(ids)]
+         + w["embeddings.token_type_embeddings.weight"][segments])
+    z = layer_norm(z, w, "embeddings.LayerNorm", eps)
+    gelu = np.vectorize(lambda v: v * (1 + erf(v / sqrt(2))) / 2)
+    for i in range(1 + max(int(k.split(".")[2]) for k in w if k.startswith("encoder.layer."))):
+        p = f"encoder.layer.{i}"
+        z = z + bert_attention(z, w, f"{p}.attention", heads)
+        z = layer_norm(z, w, f"{p}.attention.output.LayerNorm", eps)
+        m = gelu(linear(z, w, f"{p}.intermediate.dense"))
+        z = layer_norm(z + linear(m, w, f"{p}.output.dense"), w, f"{p}.output.LayerNorm", eps)
+    return z
