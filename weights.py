@@ -134,7 +134,7 @@ def read_torch(path):
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
             struct.error) as error:
-        reason = "it holds code and not only tensors" if "Unsupported" in str(error) else \
+        reason = "it holds code and not only tensors" if "GLOBAL" in str(error) else \
             "it is damaged or cut short"
         raise BadInput(f"{path} cannot be read as tensors ({reason}): fetch it again, "
                        "or take model.safetensors instead") from None
