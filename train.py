@@ -21,6 +21,7 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import data
+import exchange
 import lora
 import models
 import runs
@@ -54,6 +55,7 @@ def arguments():
     add("--rank", type=int)
     add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
+    add("--init", metavar="FOLDER", help="start from the LoRA that PEFT saved in a folder")
     add("--quantize", choices=QUANTIZERS, help="store the frozen weights in 4 bits")
     add("--steps", type=int, default=200)
     add("--batch", type=int, default=32)
@@ -89,7 +91,7 @@ def resolve(args):
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
     return {"adapter": args.adapter, "hp": hp, "linearize": reading,
-            "quantize": args.quantize, "targets": args.targets,
+            "quantize": args.quantize, "targets": args.targets, "init": args.init,
             "model": args.model, "size": args.size,
             "random_weights": args.random_weights, "head": args.head, "data": args.data,
             "limit": args.limit, "steps": args.steps, "batch": args.batch,
@@ -252,6 +254,8 @@ def train(setting, task, out):
                           **setting["hp"])
     injected, names = list(lora.adapters(encoder_of(model)).values()), task.split(",")
     type(injected[0]).before_training(injected, setting["steps"] * len(names))
+    if setting["init"]:
+        exchange.start_from(setting["init"], model, layers, setting["hp"]["rank"])
     trainable, frozen = describe(model, setting, layers)
     runs.start_folder(folder, setting)
     tasks = {name: load_task(name, setting, base) for name in names}
@@ -283,6 +287,8 @@ def main():
               "pissa QPiSSA, dora QDoRA, rosa QRoSA")
         return
     setting = resolve(args)
+    if args.init:
+        exchange.check_start(args.init, setting)
     tasks = task_names(args)
     check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
