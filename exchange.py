@@ -33,6 +33,7 @@ import models
 import runs
 import weights
 from errors import BadInput
+from heads import HEADS
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(lora_[AB]\.weight|lora_magnitude_vector)")
 A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -219,7 +220,8 @@ def load(folder):
             "trained": kept.get("trained", {}) | {n: t for n, t in found.items() if n in names},
             "buffers": kept.get("buffers", {}) | {n: t for n, t in found.items() if n not in names}}
     if not run["trained"].keys() == run["start"].keys() == set(names) or \
-            run["heads"].keys() != set(runs.tasks(run)):
+            {t: set(head) for t, head in run["heads"].items()} != dict.fromkeys(
+                runs.tasks(run), set(HEADS[run["setting"]["head"]](1, 1).state_dict())):
         raise BadInput(f"{folder}: run.safetensors or heads.safetensors lacks tensors, or has "
                        "others than run.json names: export the run again")
     same = adapter_tensors(run, kind)

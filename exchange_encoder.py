@@ -98,9 +98,11 @@ def config_of(model, kind):
                       "num_channels": model.channels, "qkv_bias": True}
     if kind == "vit":
         return image
-    ratio = image.pop("intermediate_size") / model.width
-    return image | {"mlp_ratio": int(ratio) if ratio.is_integer() else ratio,
-                    "use_mask_token": False, "use_swiglu_ffn": False}
+    ratio, rest = divmod(hidden := image.pop("intermediate_size"), model.width)
+    if rest:
+        raise BadInput(f"a Dinov2Model cannot be described whose hidden width {hidden} is no "
+                       f"multiple of the width {model.width}: it cannot be exported")
+    return image | {"mlp_ratio": ratio, "use_mask_token": False, "use_swiglu_ffn": False}
 
 
 def plain(model):
