@@ -41,18 +41,18 @@ MODULES = {"tiny": [f"layers.{i}.{m}" for i in range(2) for m in VIT],
 
 
 def make_run(out, checkpoint, adapter, reading="off", targets="all", seed=1, task="digits",
-             size=0.3, **hp):
+             size=None, move=0.3, **hp):
     """A run folder whose trained tensors all lie away from their start, without training."""
     hp = lora.hyperparameters(lora.ADAPTERS[adapter]) | hp
     setting = {"task": task, "adapter": adapter, "hp": hp, "linearize": reading,
                "quantize": None, "targets": targets, "init": None, "model": str(checkpoint),
-               "size": None, "random_weights": False, "head": "prototypes", "data": None,
+               "size": size, "random_weights": False, "head": "prototypes", "data": None,
                "limit": 20, "seed": 0, "dtype": "float32"}
-    encoder = models.load(checkpoint)
+    encoder = models.load(checkpoint, size)
     generator = torch.Generator().manual_seed(0)
     model, layers = adapt(encoder, adapter, reading, targets, generator=generator, **hp)
     start, _ = runs.state(model)
-    perturb(model, size, seed)
+    perturb(model, move, seed)
     head = HEADS["prototypes"](encoder.width, 10)
     torch.manual_seed(seed)
     head.mu = torch.randn(encoder.width)
@@ -132,6 +132,16 @@ def test_names_are_those_of_the_modules(exported, tmp_path, tiny, tiny_text, kin
     assert (folder / "base").is_dir() == (kind != "dinov2")           # that one is published as it is
     assert config["base_model_name_or_path"] == str(checkpoint if kind == "dinov2"
                                                     else folder / "base")
+
+
+def test_a_base_of_another_size_is_written_as_it_was_used(tmp_path):
+    checkpoint = published(tmp_path / "m", "vit")
+    run = make_run(tmp_path / "run", checkpoint, "lora", size=42)
+    exchange.write_adapter(run, tmp_path / "peft")
+    assert json.loads((tmp_path / "peft/base/config.json").read_text())["image_size"] == 42
+    back = models.load(tmp_path / "peft/base")
+    x = torch.rand(2, 3, 42, 42)
+    assert torch.equal(back(x), models.load(checkpoint, 42)(x))
 
 
 def test_only_adapted_layers_are_named(exported):
