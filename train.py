@@ -196,7 +196,7 @@ def optimizer_of(model, setting):
 def fit(model, sets, setting, folder):
     """The training loop; returns the log as rows (step, loss, learning rate).
 
-    sets   (head, images, labels) per task; several take turns, step by step
+    sets   (head, inputs, labels) per task; several take turns, step by step
     """
     encoder = encoder_of(model)
     layers = list(lora.adapters(encoder).values())
@@ -206,11 +206,11 @@ def fit(model, sets, setting, folder):
     like = params[0]
     bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}")
     for step in bar:
-        head, images, labels = sets[step % len(sets)]
-        rows = batch_rows(len(images), setting["batch"], step // len(sets), setting["seed"])
+        head, inputs, labels = sets[step % len(sets)]
+        rows = batch_rows(len(inputs), setting["batch"], step // len(sets), setting["seed"])
         for g in optimizer.param_groups:
             g["lr"] = g["base_lr"] * schedule(step, total)
-        logits = head(model(models.place(images[rows], like)))
+        logits = head(model(models.place(inputs[rows], like)))
         loss = F.cross_entropy(logits, labels[rows].to(like.device))
         loss = loss + sum(layer.regularizer() for layer in layers)
         optimizer.zero_grad()
@@ -230,13 +230,13 @@ def fit(model, sets, setting, folder):
 
 
 def load_task(task, setting, base):
-    """The head, fitted on the features of `base`, and the splits {name: (images, labels)}."""
+    """The head, fitted on the features of `base`, and the splits {name: (inputs, labels)}."""
     split = {name: data.load(task, name, setting["data"], setting["limit"],
                              base.encode if base.kind == "text" else None)
              for name in ("train", "val", "test")}
-    images, labels = split["train"]
+    inputs, labels = split["train"]
     head = HEADS[setting["head"]](base.width, data.classes(task, setting["data"]))
-    head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
+    head.to(setting["device"]).fit(features(base, inputs[:EXAMPLES]),
                                    labels[:EXAMPLES].to(setting["device"]))
     return head, split
 
