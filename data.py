@@ -46,7 +46,12 @@ def classes(task, folder=None):
     return suite.TASKS[task][1] if folder is None else idx_folder(task, folder)["classes"]
 
 
-def load(task, split, folder=None, limit=None):
+def kind(task, folder=None):
+    """"image" or "text": which models a task is for."""
+    return "image"
+
+
+def load(task, split, folder=None, limit=None, encode=None):
     """Images (n, 1, h, w) float32 in [0, 1] and labels (n,) int64 of one split.
 
     folder   where the IDX files are; None for the generated tasks

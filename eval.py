@@ -19,6 +19,7 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import merge
+import models
 import plots
 import runs
 import spaces
@@ -197,6 +198,17 @@ def merged_tables(loaded, args):
     return {named(key): {"space": plans[key][0], "rows": rows} for key, rows in found.items()}
 
 
+def check_analyses(loaded, args):
+    """Corruptions are of images: BadInput for runs on texts, unless all instruments are asked."""
+    texts = any(models.kind(run["setting"]["model"]) == "text" for run in loaded)
+    if texts and "corruption" in args.analyze:
+        if args.analyze != list(INSTRUMENTS):
+            raise BadInput("corruption is for images and these runs are on texts: "
+                           "leave it out of --analyze")
+        tqdm.write("left out: corruption is for images")
+        args.analyze.remove("corruption")
+
+
 def analyzed(loaded, args):
     """Run the instruments on every group."""
     found = {}
@@ -228,8 +240,8 @@ def main():
             title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
             print(cli.entry(name, title, formula, merge.options(name)))
         return
-    loaded = [runs.load(folder) for folder in args.runs]
-    found = {}
+    loaded, found = [runs.load(folder) for folder in args.runs], {}
+    check_analyses(loaded, args)
     if not args.merge and not args.analyze:
         print(own_task(loaded, args))
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")

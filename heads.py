@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models import place
+
 EXAMPLES = 2000          # how many training images a head is fitted to
 
 
@@ -71,9 +73,9 @@ HEADS = {"prototypes": Prototypes, "probe": Probe}
 
 @torch.no_grad()
 def features(model, images, batch=250):
-    """Features (n, D) of images (n, C, H, W), in chunks, with the model's device and dtype."""
+    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks, on the model's device."""
     like = next(model.parameters())
-    return torch.cat([model(chunk.to(like)) for chunk in images.split(batch)])
+    return torch.cat([model(place(chunk, like)) for chunk in images.split(batch)])
 
 
 def correct(head, features, labels):

@@ -11,6 +11,7 @@ import torch
 
 import data
 import merge
+import models
 import runs
 import spaces
 from analysis import normalised
@@ -36,10 +37,16 @@ class Tasks:
         self.heads = {task: runs.head(run, task).to(device) for task, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
         self.at_base = None                # features on val of a linearized base, for all rules
+        first = group[0]["setting"]
+        self.encode, self.known = models.encoding(first["model"], first["size"]), {}
 
     def data(self, split, task):
-        s = self.runs[task]["setting"]
-        return data.load(task, split, s["data"], self.limit or s["limit"])
+        """(inputs, labels) of a split, read and encoded once."""
+        if (split, task) not in self.known:
+            s = self.runs[task]["setting"]
+            self.known[split, task] = data.load(task, split, s["data"], self.limit or s["limit"],
+                                                self.encode)
+        return self.known[split, task]
 
     def score(self, model, split, task):
         """Accuracy on one task."""

@@ -44,8 +44,10 @@ def arguments():
     add("--joint", action="store_true", help="one model on all of --task, turn by turn")
     add("--data", metavar="FOLDER", help="folder of IDX files (MNIST family)")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
-    add("--model", default="vit", help="a folder of checkpoints/ or any checkpoint folder")
-    add("--size", type=int, help="input size in pixels (default: the model's)")
+    add("--model", default="vit", 
+        help="vit, bert, a published name, a folder or a file (a wrong one lists them)")
+    add("--size", type=int, 
+        help="input size in pixels, for a text model most tokens (default: the model's)")
     add("--random-weights", action="store_true", help="forget the pretraining, as a control")
     add("--head", choices=HEADS, default="prototypes")
     add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
@@ -98,6 +100,16 @@ def resolve(args):
 def task_names(args):
     """--task as a list: all, one, or several with commas."""
     return list(suite.TASKS) if args.task == "all" else args.task.split(",")
+
+
+def check_tasks(tasks, args):
+    """BadInput for a task that does not exist, or is not for this kind of model; quick."""
+    kind = models.kind(args.model)
+    for task in tasks:
+        data.check(task, args.data)
+        if (other := data.kind(task, args.data)) != kind:
+            raise BadInput(f"{args.model} is a model of {kind}s and {task} a task of {other}s: "
+                           "give another --model or --task")
 
 
 def out_folder(args, setting, task):
@@ -198,7 +210,8 @@ def fit(model, sets, setting, folder):
         rows = batch_rows(len(images), setting["batch"], step // len(sets), setting["seed"])
         for g in optimizer.param_groups:
             g["lr"] = g["base_lr"] * schedule(step, total)
-        loss = F.cross_entropy(head(model(images[rows].to(like))), labels[rows].to(like.device))
+        logits = head(model(models.place(images[rows], like)))
+        loss = F.cross_entropy(logits, labels[rows].to(like.device))
         loss = loss + sum(layer.regularizer() for layer in layers)
         optimizer.zero_grad()
         loss.backward()
@@ -218,7 +231,8 @@ def fit(model, sets, setting, folder):
 
 def load_task(task, setting, base):
     """The head, fitted on the features of `base`, and the splits {name: (images, labels)}."""
-    split = {name: data.load(task, name, setting["data"], setting["limit"])
+    split = {name: data.load(task, name, setting["data"], setting["limit"],
+                             base.encode if base.kind == "text" else None)
              for name in ("train", "val", "test")}
     images, labels = split["train"]
     head = HEADS[setting["head"]](base.width, data.classes(task, setting["data"]))
@@ -270,8 +284,7 @@ def main():
         return
     setting = resolve(args)
     tasks = task_names(args)
-    for task in tasks:
-        data.check(task, args.data)
+    check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
     todo = [(unit, out) for unit in units
             if check_out(out := out_folder(args, setting, unit), args)]

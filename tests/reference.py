@@ -92,3 +92,45 @@ def bert(ids, segments, w, *, heads, eps):
         m = gelu(linear(z, w, f"{p}.intermediate.dense"))
         z = layer_norm(z + linear(m, w, f"{p}.output.dense"), w, f"{p}.output.LayerNorm", eps)
     return z
+
+
+def write(tensors, path):
+    """Write {name: float32 or int64 array} as safetensors, without the padding of the header."""
+    header, body = {}, b""
+    for name, array in tensors.items():
+        raw, kind = np.ascontiguousarray(array).tobytes(), {"f": "F32", "i": "I64"}
+        header[name] = {"dtype": kind[array.dtype.kind], "shape": array.shape,
+                        "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def clip_attention(x, w, prefix, heads):
+    q, k, v = (linear(x, w, f"{prefix}.{part}_proj") for part in "qkv")
+    size, parts = x.shape[-1] // heads, []
+    for h in range(heads):
+        cut = slice(h * size, (h + 1) * size)
+        p = np.exp(q[:, cut] @ k[:, cut].T / sqrt(size))
+        parts.append(p / p.sum(-1, keepdims=True) @ v[:, cut])
+    return linear(np.concatenate(parts, 1), w, f"{prefix}.out_proj")
+
+
+def clip(image, w, *, heads, patch, eps, mean, std):
+    """CLIP's image feature (D,) before the projection, of one image (C, H, W) in [0, 1]."""
+    image = (image - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    kernel, side = w["embeddings.patch_embedding.weight"], image.shape[1] // patch
+    tokens = [w["embeddings.class_embedding"]]
+    for r in range(side):
+        for c in range(side):
+            square = image[:, r * patch:(r + 1) * patch, c * patch:(c + 1) * patch]
+            tokens.append((kernel * square).sum((1, 2, 3)))
+    z = np.stack(tokens) + w["embeddings.position_embedding.weight"]
+    z = layer_norm(z, w, "pre_layrnorm", eps)
+    for i in range(1 + max(int(k.split(".")[2]) for k in w if k.startswith("encoder.layers."))):
+        p = f"encoder.layers.{i}"
+        z = z + clip_attention(layer_norm(z, w, f"{p}.layer_norm1", eps), w, f"{p}.self_attn",
+                               heads)
+        m = linear(layer_norm(z, w, f"{p}.layer_norm2", eps), w, f"{p}.mlp.fc1")
+        z = z + linear(m / (1 + np.exp(-1.702 * m)), w, f"{p}.mlp.fc2")
+    return layer_norm(z[0], w, "post_layernorm", eps)
