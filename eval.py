@@ -238,7 +238,7 @@ def analyzed(loaded, args):
             a.lam = max((i / 20 for i in range(1, 21)), key=lambda lam: statistics.fmean(
                 a.score(a.only(a.names, lam), n, "val") for n in a.names))
         title = f"{kind}, space {space_name}, {len(group)} tasks, lam {a.lam:g}"
-        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} images of a split")
+        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:
             print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")
             found[f"{kind} {name}" if seed is None else f"{kind} {seed} {name}"] = \

@@ -183,16 +183,18 @@ def read_json(path):
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): export it again") from None
+        raise BadInput(f"{path} cannot be read ({error}): give a folder that --export "
+                       "or PEFT wrote") from None
     if not isinstance(value, dict):
-        raise BadInput(f"{path} holds no JSON object: export it again")
+        raise BadInput(f"{path} holds no JSON object: give a folder that --export or PEFT wrote")
     return value
 
 
 def read_tensors(path):
     """A safetensors file; BadInput if it is missing or damaged."""
     if not path.is_file():
-        raise BadInput(f"{path.parent} has no {path.name}: export it again")
+        raise BadInput(f"{path.parent} has no {path.name}: give a folder that --export or PEFT "
+                       "wrote")
     return weights.read(path)
 
 
@@ -239,8 +241,10 @@ def check_config(folder, config, key, wants):
                        f"and only {wants!r} can be read here")
 
 
-def check_start(folder, setting):
-    """BadInput unless the PEFT adapter of a folder is what a run with these settings trains."""
+def check_start(setting):
+    """BadInput unless the folder of --init, if any, holds what such a run trains; quick."""
+    if not (folder := setting["init"]):
+        return
     config, adapter = read_json(Path(folder) / "adapter_config.json"), setting["adapter"]
     if adapter not in ("lora", "rslora", "dora") or setting["linearize"] != "off":
         raise BadInput("--init starts --adapter lora, rslora or dora, without --linearize")
@@ -262,8 +266,9 @@ def check_start(folder, setting):
                        f"--alpha {config.get('lora_alpha')}")
 
 
-def start_from(folder, model, layers, rank):
-    """Set the adapter of a model to the values of a PEFT folder; names and shapes must agree."""
-    tensors = read_tensors(Path(folder) / "adapter_model.safetensors")
-    _, buffers = runs.state(model)
-    runs.set_tensors(model, parse(tensors, layers, "plain", rank, folder), buffers, folder)
+def start_from(setting, model, layers):
+    """Set a fresh adapter to the values of --init, if given; names and shapes must agree."""
+    if folder := setting["init"]:
+        tensors = read_tensors(Path(folder) / "adapter_model.safetensors")
+        found = parse(tensors, layers, "plain", setting["hp"]["rank"], folder)
+        runs.set_tensors(model, found, runs.state(model)[1], folder)

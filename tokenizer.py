@@ -15,6 +15,7 @@ Differs     [CLS] or [SEP] written in a text is punctuation and letters, as in t
 
 import json
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -27,22 +28,28 @@ CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F
        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
 
-def punctuation(c):
-    """Every ASCII character that is no letter, digit or blank ($ too), and Unicode's P classes."""
-    return "!" <= c <= "~" and not c.isalnum() or unicodedata.category(c)[0] == "P"
+@lru_cache(maxsize=None)
+def cleaned(c):
+    """A character, a blank for white space, blanks around a CJK one, nothing for a control."""
+    if c in "\t\n\r" or unicodedata.category(c) == "Zs":
+        return " "
+    if any(low <= ord(c) <= high for low, high in CJK):
+        return f" {c} "
+    return "" if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs") else c
 
 
-def clean(text):
-    """Without control characters; blanks for white space, and around CJK characters."""
-    out = []
-    for c in text:
-        if c in "\t\n\r" or unicodedata.category(c) == "Zs":
-            out.append(" ")
-        elif any(low <= ord(c) <= high for low, high in CJK):
-            out.append(f" {c} ")
-        elif c != "\ufffd" and unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs"):
-            out.append(c)
-    return "".join(out)
+@lru_cache(maxsize=None)
+def split(c):
+    """A character, with blanks around punctuation: every ASCII character that is no letter, digit
+    or blank ($ too), and the P classes of Unicode."""
+    apart = "!" <= c <= "~" and not c.isalnum() or unicodedata.category(c)[0] == "P"
+    return f" {c} " if apart else c
+
+
+@lru_cache(maxsize=None)
+def bare(c):
+    """Nothing for an accent that stands by itself after decomposition, else the character."""
+    return "" if unicodedata.category(c) == "Mn" else c
 
 
 class WordPiece:
@@ -77,11 +84,10 @@ class WordPiece:
 
     def words(self, text):
         """The text as words and single punctuation characters."""
-        text = clean(text)
+        text = "".join(map(cleaned, text))
         if self.lower:
-            text = unicodedata.normalize("NFD", text.lower())
-            text = "".join(c for c in text if unicodedata.category(c) != "Mn")
-        return "".join(f" {c} " if punctuation(c) else c for c in text).split()
+            text = "".join(map(bare, unicodedata.normalize("NFD", text.lower())))
+        return "".join(map(split, text)).split()
 
     def pieces(self, word):
         """Token ids of one word, longest match first."""
@@ -117,7 +123,7 @@ class WordPiece:
         rows = []
         for text in texts:
             parts = [self.ids(part) for part in ((text,) if isinstance(text, str) else text)]
-            while sum(map(len, parts)) > limit - 1 - len(parts):
+            for _ in range(sum(map(len, parts)) - (limit - 1 - len(parts))):
                 max(reversed(parts), key=len).pop()
             rows.append([self.cls] + [i for part in parts for i in (*part, self.sep)])
         out = torch.full((len(rows), max(map(len, rows), default=0)), self.pad)

@@ -118,7 +118,8 @@ def test_the_files_hold_the_change_of_every_weight(exported, adapter, reading):
 
 @pytest.mark.parametrize("kind", ["tiny", "dinov2", "bert"])
 def test_names_are_those_of_the_modules(exported, tmp_path, tiny, tiny_text, kind):
-    checkpoint = {"tiny": tiny, "bert": tiny_text}.get(kind) or published(tmp_path / "m", kind, hidden=24)
+    checkpoint = {"tiny": tiny, "bert": tiny_text}.get(kind) or published(
+        tmp_path / "m", kind, hidden=24)
     _, folder = exported("dora", checkpoint=checkpoint)
     found = reference.read(folder / "adapter_model.safetensors")
     parts = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -129,7 +130,7 @@ def test_names_are_those_of_the_modules(exported, tmp_path, tiny, tiny_text, kin
     assert config["auto_mapping"]["base_model_class"] == classes[kind]
     assert config["peft_type"] == "LORA" and config["bias"] == "none"
     assert config["init_lora_weights"] is True        # pissa's would be applied to the base again
-    assert (folder / "base").is_dir() == (kind != "dinov2")           # that one is published as it is
+    assert (folder / "base").is_dir() == (kind != "dinov2")     # that one is published so
     assert config["base_model_name_or_path"] == str(checkpoint if kind == "dinov2"
                                                     else folder / "base")
 

@@ -1,7 +1,7 @@
-"""Exported folders in the libraries they are for: peft and transformers (requirements-exchange.txt).
+"""Exported folders in the libraries they are for, peft and transformers.
 
 The features and logits of ours and of theirs agree to 1e-5, and what theirs save again is equal to
-the last bit, names included.
+the last bit, names included. They come with requirements-exchange.txt.
 """
 
 import json
@@ -29,7 +29,7 @@ TEXTS = ["a cab", ("bad dab", "ace"), "face Facade, (bag)!"]
 
 @pytest.fixture
 def checkpoint(tmp_path, tiny, tiny_text):
-    """checkpoint(kind) -> a folder of a random encoder: two of ours, two that transformers wrote."""
+    """checkpoint(kind) -> a folder of a random encoder: two of ours, two that they wrote."""
     def call(kind):
         if kind in ("tiny", "bert"):
             return {"tiny": tiny, "bert": tiny_text}[kind]
@@ -161,9 +161,9 @@ def test_an_adapter_that_peft_made_is_read(tmp_path, checkpoint, kind, adapter):
     perturb(model.eval())
     model.save_pretrained(tmp_path / "peft")
     hp = {"rank": 2, "alpha": 6.0}
-    exchange.check_start(tmp_path / "peft", {"adapter": adapter, "linearize": "off", "hp": hp})
-    layers = lora.inject(encoder, adapter, "q,v", **hp)
-    exchange.start_from(tmp_path / "peft", encoder, layers, 2)
+    setting = {"adapter": adapter, "linearize": "off", "hp": hp, "init": str(tmp_path / "peft")}
+    exchange.check_start(setting)
+    exchange.start_from(setting, encoder, lora.inject(encoder, adapter, "q,v", **hp))
     x, words = inputs_of(kind, encoder)
     with torch.no_grad():
         close(encoder(x), features(kind, model, words), f"{kind} {adapter} made by peft")

@@ -125,9 +125,11 @@ def hugging_face(w):
                 out[f"{start}attention.attention.{part}.{end}"] = rows
             continue
         for old, new in [("pos_embed", "embeddings.position_embeddings"),
-                         ("cls_token", "embeddings.cls_token"), ("ls1.gamma", "layer_scale1.lambda1"),
-                         ("ls2.gamma", "layer_scale2.lambda1"), ("attn.proj", "attention.output.dense"),
-                         ("patch_embed.proj", "embeddings.patch_embeddings.projection")]:
+                         ("cls_token", "embeddings.cls_token"),
+                         ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+                         ("ls1.gamma", "layer_scale1.lambda1"),
+                         ("ls2.gamma", "layer_scale2.lambda1"),
+                         ("attn.proj", "attention.output.dense")]:
             k = k.replace(old, new)
         if not dinov2:
             for old, new in [("norm1", "layernorm_before"), ("norm2", "layernorm_after"),
@@ -153,7 +155,7 @@ def test_single_files_give_the_reference_output(tmp_path, dinov2, key):
 
 def test_distilled_deit_is_refused(tmp_path):
     timm(tmp_path / "x.pth", False, dist_token=(1, 1, 128))
-    with pytest.raises(BadInput, match="x.pth is a distilled DeiT, with a second class token: take"):
+    with pytest.raises(BadInput, match="x.pth is a distilled DeiT, with a second class token"):
         models.load(tmp_path / "x.pth")
     folder = test_models.published(tmp_path / "m", "deit")
     token = {"deit.embeddings.distillation_token": torch.zeros(1, 1, 12)}
