@@ -145,6 +145,15 @@ def test_a_base_of_another_size_is_written_as_it_was_used(tmp_path):
     assert torch.equal(back(x), models.load(checkpoint, 42)(x))
 
 
+def test_a_random_base_is_written_and_the_checkpoint_not_named(tmp_path):
+    checkpoint = published(tmp_path / "m", "vit")
+    run = make_run(tmp_path / "run", checkpoint, "lora")
+    run["setting"]["random_weights"], run["base"]["sha256"] = True, "random weights, seed 0"
+    exchange.write_adapter(run, tmp_path / "peft")
+    x, random = torch.rand(2, 3, 28, 28), models.load(checkpoint, random_weights=True)
+    assert torch.equal(models.load(tmp_path / "peft/base")(x), random(x))
+
+
 def test_only_adapted_layers_are_named(exported):
     _, folder = exported("lora", targets="q,fc2")
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -316,6 +325,7 @@ def test_a_change_that_the_adapter_cannot_hold_is_refused(exported):
 
 @pytest.mark.parametrize("space, adapters", [("weight", ["lora", "full"]),
                                              ("adapter", ["lora", "lora"]),
+                                             ("adapter", ["bitfit", "bitfit"]),
                                              ("weight", ["bitfit", "dora"])])
 @pytest.mark.parametrize("kind", ["tiny", "dinov2", "vit"])
 def test_a_merged_encoder_is_read_back_bit_for_bit(command, tmp_path, tiny, monkeypatch, kind,
@@ -375,10 +385,12 @@ def test_a_dinov2_that_its_config_cannot_describe_is_refused(tmp_path):
 
 def test_a_written_text_encoder_comes_back(tmp_path, tiny_text):
     model = perturb(models.load(tiny_text))
+    model.tokenizer.lower = False
     (tmp_path / "out").mkdir()
     exchange_encoder.write_encoder(model, tmp_path / "out")
     back = models.load(tmp_path / "out")
     assert back.tokenizer.vocab == model.tokenizer.vocab and back.limit == model.limit
+    assert back.tokenizer.lower is False
     ids = back.encode(["a cab", ("bad", "dab")])
     with torch.no_grad():
         assert torch.equal(back(ids), model(ids))
