@@ -20,6 +20,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import merge
 import plots
+import protocols  # noqa: F401  (fills INSTRUMENTS)
 import runs
 import spaces
 from errors import BadInput, unknown
