@@ -82,7 +82,8 @@ class Analysis:
         """
         if rule in ("average", "task_arithmetic"):
             share = 1 / len(members) if rule == "average" else None
-            return lambda lam, task, split: self.score(self.only(members, share or lam), task, split)
+            at = lambda lam: self.only(members, share or lam)
+            return lambda lam, task, split: self.score(at(lam), task, split)
         own = [self.names.index(name) for name in members]
         material = self.tasks.material(self.space, merge.RULES[rule].needs)
         material = {k: v if callable(v) else [v[i] for i in own] for k, v in material.items()}

@@ -467,8 +467,8 @@ def test_bench_compares_with_lora(command):
 
 def test_bench_of_rules_counts_what_they_hold(command):
     """Beside the base, a streaming rule holds its result and the task vector at hand."""
-    done = subprocess.run([sys.executable, "bench.py", "--rules", "average,ties", "--millions", "8"],
-                          cwd=ROOT, capture_output=True, text=True)      # its own heap, untouched
+    words = [sys.executable, "bench.py", "--rules", "average,ties", "--millions", "8"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)      # its own heap
     out = done.stdout
     assert done.returncode == 0, done.stderr
     held = {row[1].strip(): float(row[5]) for row in
