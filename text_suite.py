@@ -35,7 +35,7 @@ CHUNK = 500
 
 
 def accept(rng, y):
-    """1: the dogs that the cat chases rest. 0: ... chase rests, or two words have changed places."""
+    """1: the dogs that the cat chases rest. 0: ... rests, or two words have changed places."""
     plural = chance(rng)
     (n1, n2), aside = draw(rng, PEOPLE + ANIMALS, 2), pick(rng, pick(rng, TRANSITIVE))
     main = pick(rng, pick(rng, INTRANSITIVE))
