@@ -37,7 +37,7 @@ class ViT(nn.Module):
     input normalisation of the pretraining; `clip` makes CLIP's two changes of the input.
     """
 
-    kind = "image"
+    kind, encode = "image", None             # an image is an input as it is
 
     def __init__(self, *, image=28, patch=7, channels=1, width=192, depth=4, heads=6, hidden=768,
                  eps=1e-6, layer_scale=False, activation="gelu", clip=False,

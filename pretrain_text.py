@@ -15,6 +15,7 @@ Differs  No next-sentence prediction (the paper's second loss): RoBERTa, arXiv:1
          better without it.
 """
 
+import os
 import string
 
 import numpy as np
@@ -166,9 +167,15 @@ DISCOURSES = (present, present, again, detail, detail, answer, both, word, rule,
 def vocabulary():
     """The lines of vocab.txt: special entries, letters and digits, ##letters, whole words."""
     letters = [*string.ascii_lowercase, *string.digits]
-    whole = [w for w in english.vocabulary() if len(w) > 1 or w not in letters]
-    marks = [c for c in string.punctuation]
-    return [*SPECIAL, *marks, *letters, *(f"##{c}" for c in letters), *whole]
+    known = [*SPECIAL, *string.punctuation, *letters, *(f"##{c}" for c in letters)]
+    return [*known, *(w for w in english.vocabulary() if w not in known)]
+
+
+def write_vocabulary(folder):
+    """vocab.txt; temporary file, then rename."""
+    temporary = folder / "vocab.txt.tmp"
+    temporary.write_text("\n".join(vocabulary()) + "\n")
+    os.replace(temporary, folder / "vocab.txt")
 
 
 def corpus(rng, n):

@@ -5,7 +5,7 @@
     paraphrase  do both sentences say the same?  synonyms and voice, or roles swapped      2, pairs
     entail      entailed, contradicted, neither: quantifiers and narrower nouns            3, pairs
     agent       who did it, a person, an animal or a machine?  all three are there         3
-    count       how many of five people did it?                                            4
+    number      how many of five people did it?                                            4
     order       who acted first, the person or the animal?                                 2
     coref       is the pronoun the one who acted?                                          2
 
@@ -35,7 +35,7 @@ CHUNK = 500
 
 
 def accept(rng, y):
-    """1: the dogs that the cat chases rest. 0: ... chase rests, or two words have changed places."""
+    """1: the dogs that the cat chases rest. 0: ... rests, or two words have changed places."""
     plural = chance(rng)
     (n1, n2), aside = draw(rng, PEOPLE + ANIMALS, 2), pick(rng, pick(rng, TRANSITIVE))
     main = pick(rng, pick(rng, INTRANSITIVE))
@@ -146,7 +146,7 @@ def agent(rng, y):
     return embedded(rng, phrases[0], v1, phrases[1], v2, phrases[2])[0]
 
 
-def count(rng, y):
+def number(rng, y):
     """y + 1 of five people did it."""
     names = draw(rng, WOMEN + MEN, 5)
     return some_did(rng, names[:y + 1], names[y + 1:], pick(rng, INTRANSITIVE))
@@ -170,7 +170,7 @@ def coref(rng, y):
 
 
 TASKS = {"accept": (accept, 2), "sentiment": (sentiment, 2), "paraphrase": (paraphrase, 2),
-         "entail": (entail, 3), "agent": (agent, 3), "count": (count, 4), "order": (order, 2),
+         "entail": (entail, 3), "agent": (agent, 3), "number": (number, 4), "order": (order, 2),
          "coref": (coref, 2)}
 
 
