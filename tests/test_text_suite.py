@@ -168,7 +168,7 @@ def test_relation_of_entail_read_off_the_texts():
 
 
 def test_count_read_off_the_texts():
-    """Names in the group that did it, by a rule of its own: cut at `but` or `and not`."""
+    """Women in the group that did it, by a rule of its own: cut at `but` or `and not`."""
     people = {*language.WOMEN, *language.MEN}
     for text, label in examples("count"):
         if text.startswith("it was not"):
@@ -177,7 +177,7 @@ def test_count_read_off_the_texts():
             did = text.split(" and not ")[0]
         else:
             did = next(part for part in text.split(" but ") if "did not" not in part)
-        assert len(set(did.split()) & people) == label + 1, text
+        assert len(set(did.split()) & set(language.WOMEN)) == label, text
         assert len(set(text.split()) & people) == 5, text
 
 
