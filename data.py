@@ -23,17 +23,19 @@ import numpy as np
 import torch
 
 import suite
+import text_suite
 from errors import BadInput, unknown
 
 SPLITS = {"train": (2000, 101), "val": (500, 102), "test": (1000, 103), "calib": (500, 104)}
+TASKS = suite.TASKS | text_suite.TASKS
 IDX_CLASSES = {"mnist": 10, "mnist5k": 10, "fashion_mnist": 10, "kmnist": 10}
 
 
 def check(task, folder=None):
     """Raise BadInput unless `task` is built in, or `folder` holds its IDX files; quick."""
-    if folder is None and task not in suite.TASKS:
-        raise unknown("task", task, [*suite.TASKS, "all", "or any name with --data FOLDER"])
-    if folder is not None and task in suite.TASKS:
+    if folder is None and task not in TASKS:
+        raise unknown("task", task, [*TASKS, "all", "or any name with --data FOLDER"])
+    if folder is not None and task in TASKS:
         raise BadInput(f"{task} is a generated task: leave out --data, or name the task otherwise")
     if folder is not None:
         for part in ("train", "t10k"):
@@ -43,21 +45,28 @@ def check(task, folder=None):
 
 def classes(task, folder=None):
     """Number of classes."""
-    return suite.TASKS[task][1] if folder is None else idx_folder(task, folder)["classes"]
+    return TASKS[task][1] if folder is None else idx_folder(task, folder)["classes"]
 
 
 def kind(task, folder=None):
     """"image" or "text": which models a task is for."""
-    return "image"
+    return "text" if folder is None and task in text_suite.TASKS else "image"
 
 
 def load(task, split, folder=None, limit=None, encode=None):
     """Images (n, 1, h, w) float32 in [0, 1] and labels (n,) int64 of one split.
 
+    encode   list of texts or pairs -> ids (n, T) int64, what text tasks give in place of images
     folder   where the IDX files are; None for the generated tasks
     limit    at most this many examples
     """
-    images, labels = generated(task, split) if folder is None else idx_split(task, split, folder)
+    if folder is not None:
+        images, labels = idx_split(task, split, folder)
+    elif kind(task) == "image":
+        images, labels = generated(task, split)
+    else:
+        texts, labels = generated_texts(task, split)
+        images, labels = encode(texts[:limit]), labels[:limit]
     return images[:limit], labels[:limit]
 
 
@@ -68,6 +77,15 @@ def generated(task, split):
     images, labels = suite.sample(task, n, seed)
     images, labels = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
     return images, labels if split != "calib" else -torch.ones_like(labels)
+
+
+@lru_cache(maxsize=64)
+def generated_texts(task, split):
+    """The same of a text task: list of texts or pairs, labels (n,)."""
+    n, seed = SPLITS[split]
+    texts, labels = text_suite.sample(task, n, seed)
+    labels = torch.from_numpy(labels)
+    return texts, labels if split != "calib" else -torch.ones_like(labels)
 
 
 # ---- IDX files -----------------------------------------------------------------------------------

@@ -199,14 +199,18 @@ def merged_tables(loaded, args):
 
 
 def check_analyses(loaded, args):
-    """Corruptions are of images: BadInput for runs on texts, unless all instruments are asked."""
+    """BadInput for an instrument that these runs are nothing for; `all` leaves it out."""
     texts = any(models.kind(run["setting"]["model"]) == "text" for run in loaded)
-    if texts and "corruption" in args.analyze:
-        if args.analyze != list(INSTRUMENTS):
-            raise BadInput("corruption is for images and these runs are on texts: "
-                           "leave it out of --analyze")
-        tqdm.write("left out: corruption is for images")
-        args.analyze.remove("corruption")
+    few = len({run["setting"]["task"] for run in loaded if len(runs.tasks(run)) == 1}) < 4
+    everything = args.analyze == list(INSTRUMENTS)
+    for name, unfit, why in (
+            ("corruption", texts, "corruption is for images and these runs are on texts"),
+            ("analogy", few, "analogy needs runs on four tasks or more")):
+        if unfit and name in args.analyze:
+            if not everything:
+                raise BadInput(f"{why}: leave it out of --analyze")
+            tqdm.write(f"left out: {why}")
+            args.analyze.remove(name)
 
 
 def analyzed(loaded, args):
@@ -222,7 +226,7 @@ def analyzed(loaded, args):
             a.lam = max((i / 20 for i in range(1, 21)), key=lambda lam: statistics.fmean(
                 a.score(a.only(a.names, lam), n, "val") for n in a.names))
         title = f"{kind}, space {space_name}, {len(group)} tasks, lam {a.lam:g}"
-        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} images of a split")
+        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:
             print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")
             found[f"{kind} {name}" if seed is None else f"{kind} {seed} {name}"] = \

@@ -8,7 +8,7 @@ whole is affine in its parameters and its features with it,
 
     f(x; c) = f(x; theta_0) + sum_t c_t [f(x; theta_0 + tau_t) - f(x; theta_0)]
 
-so T + 1 passes over the images give every c.
+so T + 1 passes over the inputs give every c.
 """
 
 import itertools
@@ -42,7 +42,7 @@ class Analysis:
 
     space    spaces.Space;  tasks   score.Tasks;  kind   name of the adapter, for titles
     lam      coefficient of task arithmetic where one is needed (chosen on val by eval.py)
-    examples images per task, the first of each split;  folder   for figures, or None
+    examples inputs per task, the first of each split;  folder   for figures, or None
     """
 
     def __init__(self, space, tasks, kind, lam, examples=200, folder=None):
@@ -53,9 +53,9 @@ class Analysis:
         self.affine = isinstance(space.apply(space.base), LinearizedModel)
         self.known = {}
 
-    def images(self, task, split):
-        images, labels = self.tasks.data(split, task)
-        return images[:self.examples], labels[:self.examples]
+    def sample(self, task, split):
+        inputs, labels = self.tasks.data(split, task)
+        return inputs[:self.examples], labels[:self.examples]
 
     def at(self, c):
         """theta_0 + sum_t c_t tau_t."""
@@ -65,18 +65,18 @@ class Analysis:
     def pure(self, task, split):
         """f(x; theta_0) (n, D) and the T differences (T, n, D) of a linearized model, once."""
         if (task, split) not in self.known:
-            x, one_hot = self.images(task, split)[0], torch.eye(len(self.names))
+            x, one_hot = self.sample(task, split)[0], torch.eye(len(self.names))
             f = [features(self.space.apply(self.at(c)), x) for c in (torch.zeros(len(one_hot)),
                                                                     *one_hot)]
             self.known[task, split] = f[0], torch.stack(f[1:]) - f[0]
         return self.known[task, split]
 
     def features(self, c, task, split):
-        """Features (n, D) of the images of a task at coefficients c."""
+        """Features (n, D) of the inputs of a task at coefficients c."""
         if self.affine:
             f0, J = self.pure(task, split)
             return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
-        return features(self.space.apply(self.at(c)), self.images(task, split)[0])
+        return features(self.space.apply(self.at(c)), self.sample(task, split)[0])
 
     def logits(self, c, task, split):
         with torch.no_grad():
@@ -85,7 +85,7 @@ class Analysis:
     def score(self, c, task, split):
         """Accuracy on a task at coefficients c."""
         return correct(self.tasks.heads[task], self.features(c, task, split),
-                       self.images(task, split)[1])
+                       self.sample(task, split)[1])
 
     def only(self, members, value=1.0):
         """Coefficients: value for the tasks in `members`, else 0."""
@@ -165,7 +165,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
           f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
     if a.folder:
         plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.kind}",
-                    "Share of test images whose class the other task vector changes, summed over "
+                    "Share of test inputs whose class the other task vector changes, summed over "
                     f"the two tasks (0 to 2; mean over [0, 1]^2: {box.mean():.3f}). Light is good: "
                     "each task vector acts on its own task only.", a.path("disentangle"), 0, 1.5)
     return {"lams": lams, "pair": pair, "xi": xi.tolist(), "box": box.mean().item()}
@@ -175,7 +175,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
 def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     """Sum of the two tasks' losses over the plane of the first two task vectors."""
     base, one, two, pair, logits = coordinates(a)
-    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None).cpu(), a.images(task, "test")[1])
+    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None).cpu(), a.sample(task, "test")[1])
               for f, task in zip(logits, pair)]
     L = analysis.landscape(base, one, two, losses, lams)
     i, j = divmod(int(L.argmin()), len(lams))
@@ -195,7 +195,7 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     """Does entropy rank merged models as the loss does? Spearman over models, per task."""
     zero, ones = {"c": torch.zeros(len(a.names))}, torch.eye(len(a.names))
     functions = [lambda p, x, task=task: a.logits(p["c"], task, "test").cpu() for task in a.names]
-    labelled = [(None, a.images(task, "test")[1]) for task in a.names]
+    labelled = [(None, a.sample(task, "test")[1]) for task in a.names]
     found = analysis.entropy_and_loss(zero, [{"c": one} for one in ones], functions, labelled, lams)
     H, L, rho = (found[key] for key in ("entropy", "loss", "spearman"))
     print(cli.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
@@ -337,7 +337,7 @@ def corruption(a, severities=(1, 3, 5)):
     """Task arithmetic and the base on corrupted test images, seven kinds."""
     rows = []
     models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
-    clean = {n: a.images(n, "test") for n in a.names}
+    clean = {n: a.sample(n, "test") for n in a.names}
     kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
     for kind, severity in tqdm(kinds, desc="corruption"):
         images = {n: corrupt(x, kind, severity) if severity else x for n, (x, _) in clean.items()}

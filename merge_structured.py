@@ -278,11 +278,11 @@ def pleas(base, taus, *, activations=None, batches=None, heads=None, ridge=1e-6)
     weight (X_a - X_b) (W_a - W_b)^T / 4 is left to fit: nothing in the first layer.
     """
     a, b = (add(base, tau) for tau in taus)
-    batches = list(batches)
+    parts = [part for x in batches for part in x.split(64)]   # the texts of two tasks differ in T
 
     @torch.no_grad()
-    def inputs_of(params):                           # batches of texts differ in length: one by one
-        each = [activations(params, x) for x in batches]
+    def inputs_of(params):
+        each = [activations(params, x) for x in parts]
         return {k: torch.cat([inputs[k] for inputs in each]) for k in each[0]}
 
     seen = inputs_of(a), inputs_of(b)

@@ -37,7 +37,7 @@ class ViT(nn.Module):
     input normalisation of the pretraining; `clip` makes CLIP's two changes of the input.
     """
 
-    kind = "image"
+    kind, encode = "image", None             # an image is an input as it is
 
     def __init__(self, *, image=28, patch=7, channels=1, width=192, depth=4, heads=6, hidden=768,
                  eps=1e-6, layer_scale=False, activation="gelu", clip=False,
@@ -142,7 +142,7 @@ def settings_of_file(tensors, path):
             int(k.split(".")[1]) for k in tensors if k.startswith("blocks."))
         grid = math.isqrt(tensors["pos_embed"].shape[1] - 1)
         return ViT, dict(image=grid * patch, patch=patch, channels=channels, width=width,
-                         depth=depth, heads=width // 64, eps=1e-6,
+                         depth=depth, heads=max(1, width // 64), eps=1e-6,
                          hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
                          layer_scale="blocks.0.ls1.gamma" in tensors, **IMAGENET)
     except (KeyError, ValueError) as error:

@@ -261,7 +261,7 @@ def make(width, depth, heads):
     return model, config
 
 
-def pretrain(model, *, steps=4000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+def pretrain(model, *, steps=2500, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
     params = [*model.parameters(), *head.parameters(), *recall.parameters()]

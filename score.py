@@ -90,15 +90,15 @@ class Tasks:
                 self.routed(result, space, split).items()}
 
     def routed(self, result, space, split):
-        """{task: (correct?, sent to its own expert?) per image}, by the router, own head."""
+        """{task: (correct?, sent to its own expert?) per input}, by the router, own head."""
         out = {}
         for task in self.runs:
-            images, labels = self.data(split, task)
-            where = result.route(images).cpu()
-            hit = torch.zeros(len(images), dtype=torch.bool)
+            inputs, labels = self.data(split, task)
+            where = result.route(inputs).cpu()
+            hit = torch.zeros(len(inputs), dtype=torch.bool)
             for expert in where.unique().tolist():
                 rows = where == expert
-                f = features(space.apply(result.models[expert]), images[rows])
+                f = features(space.apply(result.models[expert]), inputs[rows])
                 hit[rows] = self.heads[task](f).argmax(1).cpu() == labels[rows]
             out[task] = hit.double().tolist(), (where == self.order.index(task)).double().tolist()
         return out

@@ -5,7 +5,7 @@
     paraphrase  do both sentences say the same?  synonyms and voice, or roles swapped      2, pairs
     entail      entailed, contradicted, neither: quantifiers and narrower nouns            3, pairs
     agent       who did it, a person, an animal or a machine?  all three are there         3
-    count       how many of three women did it?  two men are there as well                 4
+    number      how many of three women did it?  two men are there as well                 4
     order       who acted first, the person or the animal?                                 2
     coref       is the pronoun the one who acted?                                          2
 
@@ -146,7 +146,7 @@ def agent(rng, y):
     return embedded(rng, phrases[0], v1, phrases[1], v2, phrases[2])[0]
 
 
-def count(rng, y):
+def number(rng, y):
     """y of the three women did it; two men are there too."""
     women, men = draw(rng, WOMEN, 3), draw(rng, MEN, 2)
     k = 1 + int(rng.random() * 2) if y == 0 else int(rng.random() * (2 if y == 3 else 3))
@@ -172,7 +172,7 @@ def coref(rng, y):
 
 
 TASKS = {"accept": (accept, 2), "sentiment": (sentiment, 2), "paraphrase": (paraphrase, 2),
-         "entail": (entail, 3), "agent": (agent, 3), "count": (count, 4), "order": (order, 2),
+         "entail": (entail, 3), "agent": (agent, 3), "number": (number, 4), "order": (order, 2),
          "coref": (coref, 2)}
 
 

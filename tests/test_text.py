@@ -3,15 +3,23 @@
 In float64, on texts of different lengths; what is added as padding must count nowhere.
 """
 
+import shutil
+
 import pytest
 import torch
 from torch.func import functional_call, jvp
 
+import eval as evaluation
 import merge
 import merge_data
+import runs
 import spaces
+import text_suite
+import train
 from conftest import text_encoder
+from linearize import encoder_of
 from merge_structured import permute_stream
+from score import RULES, obstacle
 from test_adapters import every_adapter
 from test_linearize import adapted, sums_and_differences
 
@@ -152,3 +160,80 @@ def test_text_tensors_move_with_the_residual_stream(ids):
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     p = {n: v.detach() for n, v in model.named_parameters()}
     close(functional_call(model, permute_stream(p, order), (ids,)), model(ids)[:, order])
+
+
+# ---- train.py and eval.py ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fit(command, tiny_text, tmp_path):
+    """fit("--task", "accept", ...) trains the tiny BERT for 6 steps into tmp_path."""
+    return lambda *words: command(
+        train.main, "--model", tiny_text, "--out", tmp_path / "{adapter}-{task}-s{seed}",
+        "--steps", 6, "--limit", 40, "--batch", 16, "--size", 48, *words)
+
+
+@pytest.mark.parametrize("adapter, rules", [("lora", "all"), ("l_lora", "ties,fisher,twin")])
+def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter, rules):
+    code, out, err = fit("--adapter", adapter, "--task", "sentiment,entail", "--lr", 0.01)
+    assert code == 0 and "adapted 12 layers" in out, err
+    folders = sorted(tmp_path.glob("*-s0"))
+    run = runs.load(folders[0])
+    model, texts = runs.rebuild(run, runs.base_encoder(run)), ["a film", ("no cat", "a dog")]
+    base, taus, apply, call, _ = spaces.vectors([run], spaces.default([run]))
+    ids = encoder_of(model).encode(texts)
+    merged = merge.add(base, taus[0])
+    torch.testing.assert_close(call(merged, ids), model(ids), atol=1e-5, rtol=0)
+    code, out, err = command(evaluation.main, *folders, "--merge", rules, "--limit", 20)
+    rows = {line.split("|")[1].split()[0] for line in out.splitlines() if line.startswith("| ")}
+    with_data = {name for name in RULES if RULES[name].needs and not obstacle(name, "weight", 2)}
+    expected = with_data if rules == "all" else set(rules.split(","))
+    assert code == 0 and expected | {"base", "single"} <= rows, err
+    code, out, err = command(evaluation.main, *folders, "--analyze", "cosine,entropy")
+    assert code == 0 and "Spearman" in out, err
+
+
+def test_the_first_text_task_is_the_default_and_all_means_texts(fit, tmp_path):
+    assert fit("--adapter", "lora")[0] == 0
+    assert fit("--adapter", "bitfit", "--task", "all", "--joint")[0] == 0
+    assert runs.tasks(runs.load(tmp_path / "lora-accept-s0")) == ["accept"]
+    assert runs.tasks(runs.load(tmp_path / "bitfit-joint-s0")) == list(text_suite.TASKS)
+
+
+def test_a_text_run_resumes(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 3)
+    assert fit("--adapter", "lora")[0] == 0
+    whole = runs.load(tmp_path / "lora-accept-s0")["trained"]
+
+    def stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    save = runs.save_progress
+    monkeypatch.setattr(runs, "save_progress", stop)
+    assert fit("--adapter", "lora", "--overwrite")[0] == 130
+    monkeypatch.setattr(runs, "save_progress", save)
+    shutil.rmtree(tmp_path / "lora-accept-s0")
+    assert fit("--adapter", "lora", "--resume")[0] == 0
+    again = runs.load(tmp_path / "lora-accept-s0")["trained"]
+    assert all(torch.equal(again[k], v) for k, v in whole.items())
+
+
+def test_the_wrong_kind_is_one_line_before_anything_is_made(fit, command, tiny, tmp_path):
+    code, _, err = fit("--task", "digits")
+    assert code == 2 and "is a model of texts and digits a task of images: give another" in err
+    code, _, err = command(train.main, "--model", tiny, "--task", "accept", "--out", tmp_path / "x")
+    assert code == 2 and "is a model of images and accept a task of texts" in err
+    assert not list(tmp_path.iterdir()) and err.count("\n") == 1
+
+
+def test_instruments_that_do_not_fit_are_refused_or_left_out(fit, command, tmp_path):
+    assert fit("--adapter", "bitfit", "--task", "accept,order")[0] == 0
+    look = lambda *what: command(evaluation.main, *sorted(tmp_path.glob("*-s0")), "--limit", 20,
+                                 "--analyze", ",".join(what))
+    for name, why in (("corruption", "is for images and these runs are on texts"),
+                      ("analogy", "needs runs on four tasks or more")):
+        code, _, err = look("cosine", name)
+        assert code == 2 and f"{name} {why}: leave it out" in err and err.count("\n") == 1
+    code, out, err = look("all")
+    assert code == 0 and "corruption:" not in out and "retention:" in out, err

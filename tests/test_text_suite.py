@@ -167,10 +167,10 @@ def test_relation_of_entail_read_off_the_texts():
         assert relation((q1, narrow(n1, n2)), (q2, narrow(n2, n1))) == label, (first, second)
 
 
-def test_count_read_off_the_texts():
+def test_number_read_off_the_texts():
     """Women in the group that did it, by a rule of its own: cut at `but` or `and not`."""
     people = {*language.WOMEN, *language.MEN}
-    for text, label in examples("count"):
+    for text, label in examples("number"):
         if text.startswith("it was not"):
             did = text.split(" but ")[1]
         elif text.startswith("it was"):
