@@ -19,6 +19,7 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import merge
+import models
 import plots
 import protocols  # noqa: F401  (fills INSTRUMENTS)
 import runs
@@ -198,6 +199,21 @@ def merged_tables(loaded, args):
     return {named(key): {"space": plans[key][0], "rows": rows} for key, rows in found.items()}
 
 
+def check_analyses(loaded, args):
+    """BadInput for an instrument that these runs are nothing for; `all` leaves it out."""
+    texts = any(models.kind(run["setting"]["model"]) == "text" for run in loaded)
+    few = len({run["setting"]["task"] for run in loaded if len(runs.tasks(run)) == 1}) < 4
+    everything = args.analyze == list(INSTRUMENTS)
+    for name, unfit, why in (
+            ("corruption", texts, "corruption is for images and these runs are on texts"),
+            ("analogy", few, "analogy needs runs on four tasks or more")):
+        if unfit and name in args.analyze:
+            if not everything:
+                raise BadInput(f"{why}: leave it out of --analyze")
+            tqdm.write(f"left out: {why}")
+            args.analyze.remove(name)
+
+
 def analyzed(loaded, args):
     """Run the instruments on every group."""
     found = {}
@@ -211,7 +227,7 @@ def analyzed(loaded, args):
             a.lam = max((i / 20 for i in range(1, 21)), key=lambda lam: statistics.fmean(
                 a.score(a.only(a.names, lam), n, "val") for n in a.names))
         title = f"{kind}, space {space_name}, {len(group)} tasks, lam {a.lam:g}"
-        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} images of a split")
+        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:
             print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")
             found[f"{kind} {name}" if seed is None else f"{kind} {seed} {name}"] = \
@@ -229,8 +245,8 @@ def main():
             title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
             print(cli.entry(name, title, formula, merge.options(name)))
         return
-    loaded = [runs.load(folder) for folder in args.runs]
-    found = {}
+    loaded, found = [runs.load(folder) for folder in args.runs], {}
+    check_analyses(loaded, args)
     if not args.merge and not args.analyze:
         print(own_task(loaded, args))
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-EXAMPLES = 2000          # how many training images a head is fitted to
+from models import place
+
+EXAMPLES = 2000          # how many training inputs a head is fitted to
 
 
 class Prototypes(nn.Module):
@@ -70,10 +72,15 @@ HEADS = {"prototypes": Prototypes, "probe": Probe}
 
 
 @torch.no_grad()
-def features(model, images, batch=250):
-    """Features (n, D) of images (n, C, H, W), in chunks, with the model's device and dtype."""
+def features(model, inputs, batch=250):
+    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks, on the model's device.
+
+    batch   images at a time; of long texts fewer, 16,000 tokens
+    """
     like = next(model.parameters())
-    return torch.cat([model(chunk.to(like)) for chunk in images.split(batch)])
+    if not inputs.is_floating_point():
+        batch = max(1, min(batch, 16_000 // inputs.shape[1]))
+    return torch.cat([model(place(chunk, like)) for chunk in inputs.split(batch)])
 
 
 def correct(head, features, labels):
@@ -81,6 +88,6 @@ def correct(head, features, labels):
     return (head(features).argmax(1).cpu() == labels).double().mean().item()
 
 
-def accuracy(model, head, images, labels):
-    """Share of images whose largest logit is the label's."""
-    return correct(head, features(model, images), labels)
+def accuracy(model, head, inputs, labels):
+    """Share of inputs whose largest logit is the label's."""
+    return correct(head, features(model, inputs), labels)

@@ -9,7 +9,7 @@ measure over many merged models. Most look at theta_0 + sum_t c_t tau_t for many
 
     f(x; c) = f(x; theta_0) + sum_t c_t [f(x; theta_0 + tau_t) - f(x; theta_0)]
 
-so T + 1 passes over the images give every c.
+so T + 1 passes over the inputs give every c.
 """
 
 import statistics
@@ -39,7 +39,7 @@ class Analysis:
 
     space    spaces.Space;  tasks   score.Tasks;  kind   name of the adapter, for titles
     lam      coefficient of task arithmetic where one is needed (chosen on val by eval.py)
-    examples images per task, the first of each split;  folder   for figures, or None
+    examples inputs per task, the first of each split;  folder   for figures, or None
     """
 
     def __init__(self, space, tasks, kind, lam, examples=200, folder=None):
@@ -50,9 +50,9 @@ class Analysis:
         self.affine = isinstance(space.apply(space.base), LinearizedModel)
         self.known = {}
 
-    def images(self, task, split):
-        images, labels = self.tasks.data(split, task)
-        return images[:self.examples], labels[:self.examples]
+    def sample(self, task, split):
+        inputs, labels = self.tasks.data(split, task)
+        return inputs[:self.examples], labels[:self.examples]
 
     def at(self, c):
         """theta_0 + sum_t c_t tau_t."""
@@ -62,18 +62,18 @@ class Analysis:
     def pure(self, task, split):
         """f(x; theta_0) (n, D) and the T differences (T, n, D) of a linearized model, once."""
         if (task, split) not in self.known:
-            x, one_hot = self.images(task, split)[0], torch.eye(len(self.names))
+            x, one_hot = self.sample(task, split)[0], torch.eye(len(self.names))
             f = [features(self.space.apply(self.at(c)), x) for c in (torch.zeros(len(one_hot)),
                                                                     *one_hot)]
             self.known[task, split] = f[0], torch.stack(f[1:]) - f[0]
         return self.known[task, split]
 
     def features(self, c, task, split):
-        """Features (n, D) of the images of a task at coefficients c."""
+        """Features (n, D) of the inputs of a task at coefficients c."""
         if self.affine:
             f0, J = self.pure(task, split)
             return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
-        return features(self.space.apply(self.at(c)), self.images(task, split)[0])
+        return features(self.space.apply(self.at(c)), self.sample(task, split)[0])
 
     def merged_by(self, rule, members):
         """(lam, task, split) -> accuracy of the runs `members` merged by a rule of RULES.
@@ -95,13 +95,13 @@ class Analysis:
         def score(lam, task, split):
             if self.affine:
                 if (task, split) not in ends:
-                    f1 = features(self.space.apply(one), self.images(task, split)[0])
+                    f1 = features(self.space.apply(one), self.sample(task, split)[0])
                     ends[task, split] = self.pure(task, split)[0], f1
                 f = torch.lerp(*ends[task, split], lam)
             else:
                 at = {k: v + lam * (one[k] - v) for k, v in self.space.base.items()}
-                f = features(self.space.apply(at), self.images(task, split)[0])
-            return correct(self.tasks.heads[task], f, self.images(task, split)[1])
+                f = features(self.space.apply(at), self.sample(task, split)[0])
+            return correct(self.tasks.heads[task], f, self.sample(task, split)[1])
 
         return score
 
@@ -112,7 +112,7 @@ class Analysis:
     def score(self, c, task, split):
         """Accuracy on a task at coefficients c."""
         return correct(self.tasks.heads[task], self.features(c, task, split),
-                       self.images(task, split)[1])
+                       self.sample(task, split)[1])
 
     def only(self, members, value=1.0):
         """Coefficients: value for the tasks in `members`, else 0."""
@@ -192,7 +192,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
           f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
     if a.folder:
         plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.kind}",
-                    "Share of test images whose class the other task vector changes, summed over "
+                    "Share of test inputs whose class the other task vector changes, summed over "
                     f"the two tasks (0 to 2; mean over [0, 1]^2: {box.mean():.3f}). Light is good: "
                     "each task vector acts on its own task only.", a.path("disentangle"), 0, 1.5)
     return {"lams": lams, "pair": pair, "xi": xi.tolist(), "box": box.mean().item()}
@@ -202,7 +202,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
 def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     """Sum of the two tasks' losses over the plane of the first two task vectors."""
     base, one, two, pair, logits = coordinates(a)
-    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None).cpu(), a.images(task, "test")[1])
+    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None).cpu(), a.sample(task, "test")[1])
               for f, task in zip(logits, pair)]
     L = analysis.landscape(base, one, two, losses, lams)
     i, j = divmod(int(L.argmin()), len(lams))
@@ -222,7 +222,7 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     """Does entropy rank merged models as the loss does? Spearman over models, per task."""
     zero, ones = {"c": torch.zeros(len(a.names))}, torch.eye(len(a.names))
     functions = [lambda p, x, task=task: a.logits(p["c"], task, "test").cpu() for task in a.names]
-    labelled = [(None, a.images(task, "test")[1]) for task in a.names]
+    labelled = [(None, a.sample(task, "test")[1]) for task in a.names]
     found = analysis.entropy_and_loss(zero, [{"c": one} for one in ones], functions, labelled, lams)
     H, L, rho = (found[key] for key in ("entropy", "loss", "spearman"))
     print(cli.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))

@@ -18,7 +18,7 @@ from torch.func import jacrev, vmap
 
 from merge import add, check_length, check_share, layer_of, rule
 
-CHUNK = 64       # images whose activations are held at a time
+CHUNK = 64       # examples whose activations are held at a time
 
 
 @torch.no_grad()                    # jacrev has its own graph; frozen parts must not record another

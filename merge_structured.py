@@ -31,8 +31,8 @@ from merge import EXPERTS, Experts, add, check_length, check_share, rule
 # The dimension that moves with the hidden units of a block, its heads, and the residual stream
 UNITS = {"fc1.weight": 0, "fc1.bias": 0, "fc2.weight": 1}
 HEADS = {f"{name}.{kind}": 0 for name in "qkv" for kind in ("weight", "bias")} | {"out.weight": 1}
-STREAM = {r"(patch|norm\d?|out|fc2)\.(weight|bias)$|ls\d$": 0, r"(q|k|v|fc1)\.weight$": 1,
-          r"cls_token$|position$": -1, r"(q|k|v|fc1)\.bias$": None}
+STREAM = {r"(patch|(pre_)?norm\d?|out|fc2)\.(weight|bias)$|ls\d$": 0, r"(q|k|v|fc1)\.weight$": 1,
+          r"cls_token$|position$|(word|position|segment)\.weight$": -1, r"(q|k|v|fc1)\.bias$": None}
 
 
 # ---- Twin-Merging --------------------------------------------------------------------------------
@@ -277,9 +277,15 @@ def pleas(base, taus, *, activations=None, batches=None, heads=None, ridge=1e-6)
     stay in place where a weight or bias that moves along is not among the keys. Against the mean
     weight (X_a - X_b) (W_a - W_b)^T / 4 is left to fit: nothing in the first layer.
     """
-    (a, b), x = (add(base, tau) for tau in taus), torch.cat(list(batches))
-    with torch.no_grad():
-        seen = activations(a, x), activations(b, x)
+    a, b = (add(base, tau) for tau in taus)
+    parts = [part for x in batches for part in x.split(64)]   # the texts of two tasks differ in T
+
+    @torch.no_grad()
+    def inputs_of(params):
+        each = [activations(params, x) for x in parts]
+        return {k: torch.cat([inputs[k] for inputs in each]) for k in each[0]}
+
+    seen = inputs_of(a), inputs_of(b)
 
     def movable(block, layer, names):
         return f"{block}.{layer}.weight" in seen[0] and all(f"{block}.{k}" in base for k in names)
@@ -289,8 +295,7 @@ def pleas(base, taus, *, activations=None, batches=None, heads=None, ridge=1e-6)
             b = permute(b, block, match_mlp(a, b, block, seen)[0])
         if heads and movable(block, "out", HEADS):
             b = permute(b, block, heads=match_heads(a, b, block, heads, seen))
-    with torch.no_grad():
-        seen = seen[0], activations(b, x)                         # in the order of a by now
+    seen = seen[0], inputs_of(b)                                  # in the order of a by now
     merged = {k: (a[k] + b[k]) / 2 for k in base}
     for k in sorted(seen[0].keys() & base.keys()):
         Z = [inputs[k] for inputs in seen]

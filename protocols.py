@@ -156,7 +156,7 @@ def corruption(a, severities=(1, 3, 5)):
     """Task arithmetic and the base on corrupted test images, seven kinds."""
     rows = []
     models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
-    clean = {n: a.images(n, "test") for n in a.names}
+    clean = {n: a.sample(n, "test") for n in a.names}
     kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
     for kind, severity in tqdm(kinds, desc="corruption"):
         images = {n: corrupt(x, kind, severity) if severity else x for n, (x, _) in clean.items()}

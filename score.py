@@ -11,6 +11,7 @@ import torch
 
 import data
 import merge
+import models
 import runs
 import spaces
 from analysis import normalised
@@ -36,10 +37,16 @@ class Tasks:
         self.heads = {task: runs.head(run, task).to(device) for task, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
         self.at_base = None                # features on val of a linearized base, for all rules
+        first = group[0]["setting"]
+        self.encode, self.known = models.encoding(first["model"], first["size"]), {}
 
     def data(self, split, task):
-        s = self.runs[task]["setting"]
-        return data.load(task, split, s["data"], self.limit or s["limit"])
+        """(inputs, labels) of a split, read and encoded once."""
+        if (split, task) not in self.known:
+            s = self.runs[task]["setting"]
+            self.known[split, task] = data.load(task, split, s["data"], self.limit or s["limit"],
+                                                self.encode)
+        return self.known[split, task]
 
     def score(self, model, split, task):
         """Accuracy on one task."""
@@ -83,15 +90,15 @@ class Tasks:
                 self.routed(result, space, split).items()}
 
     def routed(self, result, space, split):
-        """{task: (correct?, sent to its own expert?) per image}, by the router, own head."""
+        """{task: (correct?, sent to its own expert?) per input}, by the router, own head."""
         out = {}
         for task in self.runs:
-            images, labels = self.data(split, task)
-            where = result.route(images).cpu()
-            hit = torch.zeros(len(images), dtype=torch.bool)
+            inputs, labels = self.data(split, task)
+            where = result.route(inputs).cpu()
+            hit = torch.zeros(len(inputs), dtype=torch.bool)
             for expert in where.unique().tolist():
                 rows = where == expert
-                f = features(space.apply(result.models[expert]), images[rows])
+                f = features(space.apply(result.models[expert]), inputs[rows])
                 hit[rows] = self.heads[task](f).argmax(1).cpu() == labels[rows]
             out[task] = hit.double().tolist(), (where == self.order.index(task)).double().tolist()
         return out

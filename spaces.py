@@ -24,6 +24,7 @@ import lora
 import runs
 from errors import BadInput
 from linearize import LinearizedModel, encoder_of
+from models import place
 
 
 def check(group, space):
@@ -64,8 +65,8 @@ class Space(NamedTuple):
     base: dict                       # name -> tensor
     taus: list                       # one dict per run, same keys
     apply: Callable                  # merged dict -> the model with these tensors
-    call: Callable                   # (dict, images (B, C, H, W)) -> features (B, D), for autograd
-    activations: Callable | None     # (dict, images) -> {weight name: its inputs (rows, in)}
+    call: Callable                   # (dict, images or ids) -> features (B, D), for autograd
+    activations: Callable | None     # (dict, images or ids) -> {weight name: its inputs (rows, in)}
 
 
 def vectors(group, space, device="cpu"):
@@ -102,18 +103,19 @@ def weight_space(group, encoder):
             encoder.get_parameter(k).data.copy_(merged[k])
         return encoder
 
-    def call(params, images):
-        return functional_call(encoder, params, (images.to(base[names[0]]),))
+    def call(params, inputs):
+        return functional_call(encoder, params, (place(inputs, base[names[0]]),))
 
     @torch.no_grad()
-    def activations(params, images):
+    def activations(params, inputs):
         seen, hooks = {}, []
+        real = encoder.tokens(place(inputs, base[names[0]]))      # padding counts nowhere
         for k in (k for k in names if k.endswith(".weight")):
-            keep = lambda module, inputs, k=k: seen.update({k: inputs[0].flatten(0, -2)})
+            keep = lambda module, given, k=k: seen.update({k: given[0][real]})
             module = encoder.get_submodule(k.removesuffix(".weight"))
             hooks.append(module.register_forward_pre_hook(keep))
         try:
-            call(params, images)
+            call(params, inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -132,10 +134,10 @@ def adapter_space(group, encoder):
         runs.set_tensors(model, merged, group[0]["buffers"], "merged adapter")
         return model
 
-    def call(params, images):
+    def call(params, inputs):
         params = {k: v.to(like.device) for k, v in params.items()}
         if isinstance(model, LinearizedModel):
-            return model.at(params, images.to(like))
-        return functional_call(model, params, (images.to(like),))
+            return model.at(params, place(inputs, like))
+        return functional_call(model, params, (place(inputs, like),))
 
     return Space(base, taus, apply, call, None)

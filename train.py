@@ -21,10 +21,12 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import data
+import datasets
 import lora
 import models
 import runs
 import suite
+import text_suite
 from errors import BadInput, unknown
 from heads import EXAMPLES, HEADS, accuracy, features
 from linearize import READINGS, adapt, encoder_of
@@ -39,13 +41,13 @@ def arguments():
     add = p.add_argument
     add("--adapter", default="l_lora", help="see --list")
     add("--linearize", choices=READINGS, help="off, layer or model; default: the adapter's own")
-    add("--task", default="digits",
-        help="one or more built-in tasks (a,b), all, or any name with --data")
+    add("--task", help="built-in tasks (a,b), all, any name with --data (default: the first)")
     add("--joint", action="store_true", help="one model on all of --task, turn by turn")
-    add("--data", metavar="FOLDER", help="folder of IDX files (MNIST family)")
+    add("--data", metavar="FOLDER", help="folder of a published data set or of your own")
+    add("--download", action="store_true", help="fetch the files of a known --task into --data")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
-    add("--model", default="vit", help="a folder of checkpoints/ or any checkpoint folder")
-    add("--size", type=int, help="input size in pixels (default: the model's)")
+    add("--model", default="vit", help="vit, bert, a published name, a folder or a file")
+    add("--size", type=int, help="pixels, or most tokens of a text (default: the model's)")
     add("--random-weights", action="store_true", help="forget the pretraining, as a control")
     add("--head", choices=HEADS, default="prototypes")
     add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
@@ -86,9 +88,8 @@ def resolve(args):
         if k not in keys:
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
-    return {"adapter": args.adapter, "hp": hp, "linearize": reading,
-            "quantize": args.quantize, "targets": args.targets,
-            "model": args.model, "size": args.size,
+    return {"adapter": args.adapter, "hp": hp, "linearize": reading, "quantize": args.quantize,
+            "targets": args.targets, "model": args.model, "size": args.size,
             "random_weights": args.random_weights, "head": args.head, "data": args.data,
             "limit": args.limit, "steps": args.steps, "batch": args.batch,
             "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
@@ -96,8 +97,26 @@ def resolve(args):
 
 
 def task_names(args):
-    """--task as a list: all, one, or several with commas."""
-    return list(suite.TASKS) if args.task == "all" else args.task.split(",")
+    """--task as a list: all or the first of the model's kind, one, or several with commas."""
+    if args.task in (None, "all"):
+        built_in = list((suite if models.kind(args.model) == "image" else text_suite).TASKS)
+        return built_in if args.task else built_in[:1]
+    return args.task.split(",")
+
+
+def check_tasks(tasks, args):
+    """BadInput for a task that does not exist, or is not for this kind of model; quick."""
+    kind = models.kind(args.model)
+    if args.download:
+        if args.data is None:
+            raise BadInput("--download needs --data FOLDER, where the files are to be kept")
+        for task in tasks:
+            datasets.download(task, args.data)
+    for task in tasks:
+        data.check(task, args.data)
+        if (other := data.kind(task, args.data)) != kind:
+            raise BadInput(f"{args.model} is a model of {kind}s and {task} a task of {other}s: "
+                           "give another --model or --task")
 
 
 def out_folder(args, setting, task):
@@ -184,21 +203,21 @@ def optimizer_of(model, setting):
 def fit(model, sets, setting, folder):
     """The training loop; returns the log as rows (step, loss, learning rate).
 
-    sets   (head, images, labels) per task; several take turns, step by step
+    sets   (head, inputs, labels) per task; several take turns, step by step
     """
     encoder = encoder_of(model)
     layers = list(lora.adapters(encoder).values())
     hooks, params = type(layers[0]), list(lora.trainable(encoder).values())
     optimizer, total = optimizer_of(model, setting), setting["steps"] * len(sets)
     log = runs.load_progress(folder, model, optimizer)
-    like = params[0]
     bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}")
     for step in bar:
-        head, images, labels = sets[step % len(sets)]
-        rows = batch_rows(len(images), setting["batch"], step // len(sets), setting["seed"])
+        head, inputs, labels = sets[step % len(sets)]
+        rows = batch_rows(len(inputs), setting["batch"], step // len(sets), setting["seed"])
         for g in optimizer.param_groups:
             g["lr"] = g["base_lr"] * schedule(step, total)
-        loss = F.cross_entropy(head(model(images[rows].to(like))), labels[rows].to(like.device))
+        logits = head(model(models.place(inputs[rows], params[0])))
+        loss = F.cross_entropy(logits, labels[rows].to(params[0].device))
         loss = loss + sum(layer.regularizer() for layer in layers)
         optimizer.zero_grad()
         loss.backward()
@@ -217,14 +236,12 @@ def fit(model, sets, setting, folder):
 
 
 def load_task(task, setting, base):
-    """The head, fitted on the features of `base`, and the splits {name: (images, labels)}."""
-    split = {name: data.load(task, name, setting["data"], setting["limit"])
+    """The head, fitted on the features of `base`, and the splits {name: (inputs, labels)}."""
+    split = {name: data.load(task, name, setting["data"], setting["limit"], base.encode)
              for name in ("train", "val", "test")}
-    images, labels = split["train"]
-    head = HEADS[setting["head"]](base.norm.normalized_shape[0],
-                                  data.classes(task, setting["data"]))
-    head.to(setting["device"]).fit(features(base, images[:EXAMPLES]),
-                                   labels[:EXAMPLES].to(setting["device"]))
+    inputs, labels = (part[:EXAMPLES] for part in split["train"])
+    head = HEADS[setting["head"]](base.width, data.classes(task, setting["data"]))
+    head.to(setting["device"]).fit(features(base, inputs), labels.to(setting["device"]))
     return head, split
 
 
@@ -269,10 +286,8 @@ def main():
         print("any of them with --quantize nf4 (arXiv:2305.14314): lora is then QLoRA, "
               "pissa QPiSSA, dora QDoRA, rosa QRoSA")
         return
-    setting = resolve(args)
-    tasks = task_names(args)
-    for task in tasks:
-        data.check(task, args.data)
+    setting, tasks = resolve(args), task_names(args)
+    check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
     todo = [(unit, out) for unit in units
             if check_out(out := out_folder(args, setting, unit), args)]

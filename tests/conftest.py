@@ -14,9 +14,14 @@ import cli
 import models
 import runs
 import weights
+from models_text import BERT
 
 TINY = {"image": 28, "patch": 7, "channels": 1, "width": 16, "depth": 2, "heads": 2, "hidden": 24,
         "mean": [0.5], "std": [0.5]}
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
+TINY_TEXT = {"vocab": len(WORDS), "positions": 64, "types": 2, "width": 16, "depth": 2, "heads": 2,
+             "hidden": 24}
 
 
 def write_checkpoint(folder, seed=4):
@@ -26,6 +31,31 @@ def write_checkpoint(folder, seed=4):
     weights.write(models.ViT(**TINY).state_dict(), folder / "model.safetensors")
     runs.write_json({"model_type": "vit_encoder"} | TINY, folder / "config.json")
     return folder
+
+
+def write_text_checkpoint(folder, seed=4):
+    """A BERT of 2 blocks and width 16 at random weights that spells, as a checkpoint folder."""
+    folder.mkdir(parents=True)
+    weights.write(text_encoder(seed).state_dict(), folder / "model.safetensors")
+    runs.write_json({"model_type": "bert_encoder"} | TINY_TEXT, folder / "config.json")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return folder
+
+
+def text_encoder(seed=3):
+    """A two-block BERT with random weights, and embeddings large enough to tell words apart."""
+    torch.manual_seed(seed)
+    model = BERT(**TINY_TEXT, sep=3)
+    with torch.no_grad():
+        for table in (model.word, model.position, model.segment):
+            table.weight.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory):
+    """Path of the tiny text checkpoint."""
+    return write_text_checkpoint(tmp_path_factory.mktemp("models") / "tiny-text")
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_features_at_coefficients_are_those_of_the_merged_model(group):
     a = analysis_of(group)
     c = [0.7, -0.2, 0.0, 1.3]
     merged = merge.RULES["task_arithmetic"](a.space.base, a.space.taus, lam=1.0, coefficients=c)
-    x = a.images("count", "test")[0]
+    x = a.sample("count", "test")[0]
     direct = features(a.space.apply(merged), x)
     torch.testing.assert_close(a.features(c, "count", "test"), direct, atol=1e-4, rtol=1e-4)
     assert a.affine == ("l_lora" in str(group[0]))
@@ -64,7 +64,7 @@ def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
         setting = {} if rule == "average" else {"lam": lam}
         merged = merge.RULES[rule](a.space.base, taus, **setting)
         for task in members:
-            images, labels = a.images(task, "val")
+            images, labels = a.sample(task, "val")
             direct = correct(a.tasks.heads[task], features(a.space.apply(merged), images), labels)
             assert score(lam, task, "val") == pytest.approx(direct, abs=1.01 / len(labels))
             seen.add((task, direct))

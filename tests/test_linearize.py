@@ -17,11 +17,11 @@ from test_adapters import moved as moved_layer
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
 
-def adapted(encoder, name, reading, away=0.2):
-    """The two-block encoder, linearized around a start that is `away` from the initialisation."""
+def adapted(encoder, name, reading, away=0.2, x=torch.ones(1, 1, 28, 28).double()):
+    """An encoder, linearized around a start that is `away` from the initialisation; x its input."""
     generator = torch.Generator().manual_seed(0)
     model, _ = adapt(encoder, name, reading, generator=generator, **small(name))
-    layers, x = list(lora.adapters(encoder_of(model)).values()), torch.ones(1, 1, 28, 28).double()
+    layers = list(lora.adapters(encoder_of(model)).values())
     for step in (1, 2) if away else ():              # let schedules run: supports, directions
         model(x).square().sum().backward()
         type(layers[0]).after_backward(layers, step, 2)
@@ -49,9 +49,12 @@ def moved(model, start, *taus):
     return model
 
 
-def sums_and_differences(model):
+def images():
+    return torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def sums_and_differences(model, x):
     """f(p0 + t1 + t2) - f(p0), and [f(p0 + t1) - f(p0)] + [f(p0 + t2) - f(p0)]."""
-    x = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = {n: p.detach().clone() for n, p in lora.trainable(encoder_of(model)).items()}
     t1, t2 = displacement(model, 1), displacement(model, 2)
     with torch.no_grad():
@@ -61,14 +64,14 @@ def sums_and_differences(model):
 
 @every_adapter
 def test_superposition_holds_for_the_whole_model(encoder, name):
-    together, apart = sums_and_differences(adapted(encoder, name, "model"))
+    together, apart = sums_and_differences(adapted(encoder, name, "model"), images())
     assert together.abs().max() > 1e-3
     torch.testing.assert_close(together, apart, atol=1e-10, rtol=0)
 
 
 @every_adapter
 def test_superposition_fails_for_the_layer_reading(encoder, name):
-    together, apart = sums_and_differences(adapted(encoder, name, "layer"))
+    together, apart = sums_and_differences(adapted(encoder, name, "layer"), images())
     assert (together - apart).abs().max() > 1e-4
 
 

@@ -91,7 +91,7 @@ def test_built_in_checkpoint_loads_and_is_small():
     file = models.BUILT_IN / "vit" / "model.safetensors"
     assert file.stat().st_size <= 8_000_000
     model = models.load("vit")
-    assert model(torch.rand(2, 1, 28, 28)).shape == (2, model.norm.normalized_shape[0])
+    assert model(torch.rand(2, 1, 28, 28)).shape == (2, model.width)
     assert model.sha256 == weights.sha256(file)
 
 
@@ -195,7 +195,7 @@ def test_other_load_errors(tmp_path):
     with pytest.raises(BadInput, match="unknown model 'vt': did you mean 'vit'"):
         models.load("vt")
     with pytest.raises(BadInput, match="no multiple of the patch size 7"):
-        models.load(published(tmp_path / "m", "vit"), image=30)
+        models.load(published(tmp_path / "m", "vit"), size=30)
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="has no model.safetensors"):
         models.load(tmp_path / "m")

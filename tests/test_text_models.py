@@ -1,0 +1,125 @@
+"""The text encoder against an independent computation; padding changes nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import models
+import reference
+import weights
+from errors import BadInput
+from models_text import BERT
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
+TEXTS = ["a b c", ("d e", "f g h i"), "a", ("", "b")]
+
+
+def published(folder, prefix="bert.", old=True, seed=0):
+    """A random BERT under its published names: 2 blocks, width 12, 3 heads; `old` for gamma."""
+    torch.manual_seed(seed)
+    D, H = 12, 20
+    shapes = {"embeddings.word_embeddings.weight": (len(WORDS), D),
+              "embeddings.position_embeddings.weight": (16, D),
+              "embeddings.token_type_embeddings.weight": (2, D)}
+    norms = ["embeddings.LayerNorm"]
+    for i in range(2):
+        p = f"encoder.layer.{i}."
+        linears = {"attention.self.query": (D, D), "attention.self.key": (D, D),
+                   "attention.self.value": (D, D), "attention.output.dense": (D, D),
+                   "intermediate.dense": (H, D), "output.dense": (D, H)}
+        for name, shape in linears.items():
+            shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[:1]}
+        norms += [f"{p}attention.output.LayerNorm", f"{p}output.LayerNorm"]
+    for name in norms:
+        shapes |= {f"{name}.{end}": (D,) for end in (("gamma", "beta") if old else
+                                                     ("weight", "bias"))}
+    tensors = {prefix + k: 0.4 * torch.randn(s) for k, s in shapes.items()}
+    tensors |= {prefix + "pooler.dense.weight": torch.randn(D, D),             # all to be dropped
+                prefix + "embeddings.position_ids": torch.arange(16)[None],
+                "cls.predictions.bias": torch.randn(len(WORDS))}
+    folder.mkdir()
+    weights.write(tensors, folder / "model.safetensors")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "config.json").write_text(json.dumps(
+        {"model_type": "bert", "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 3,
+         "intermediate_size": H, "vocab_size": len(WORDS), "max_position_embeddings": 16,
+         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}))
+    return folder
+
+
+def compare(folder, heads, texts, tolerance):
+    """Hidden states and features of models.load(folder) against the numpy reference."""
+    model = models.load(folder)
+    w = {k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v
+         for k, v in reference.read(folder / "model.safetensors").items()}
+    ids = model.encode(texts)
+    with torch.no_grad():
+        hidden, features = model.hidden(ids).numpy(), model(ids).numpy()
+    for text, row, ours, feature in zip(texts, ids.tolist(), hidden, features):
+        row = [i for i in row if i != 0]
+        first = row.index(model.sep) + 1
+        segments = [0] * first + [1] * (len(row) - first)
+        theirs = reference.bert(row, segments, w, heads=heads, eps=1e-12)
+        np.testing.assert_allclose(ours[:len(row)], theirs, atol=tolerance, rtol=tolerance)
+        np.testing.assert_allclose(feature, theirs.mean(0), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("prefix, old", [("bert.", True), ("", False)])
+def test_published_names_give_the_reference_output(tmp_path, prefix, old):
+    compare(published(tmp_path / "m", prefix, old), 3, TEXTS, 2e-5)
+
+
+def test_real_minilm_gives_the_reference_output(real):
+    compare(real / "bert-minilm-l6", 12,
+            ["A man is playing a flute.", ("Ünïcode, 你好!", "is it the same?")], 1e-5)
+
+
+def test_padding_changes_nothing(tmp_path):
+    model = models.load(published(tmp_path / "m")).double()
+    ids = model.encode(TEXTS)
+    wide = torch.cat([ids, torch.zeros(len(ids), 5, dtype=torch.int64)], 1)
+    assert torch.equal(model.tokens(wide)[:, :ids.shape[1]], model.tokens(ids))
+    torch.testing.assert_close(model(wide), model(ids), atol=1e-13, rtol=0)
+    for text, feature in zip(TEXTS, model(ids)):
+        torch.testing.assert_close(model(model.encode([text]))[0], feature, atol=1e-13, rtol=0)
+
+
+def test_what_an_input_may_be(tmp_path):
+    folder = published(tmp_path / "m")
+    model = models.load(folder, size=6)
+    assert (model.kind, model.width) == ("text", 12)
+    assert model.encode(["a b c d e f g"]).tolist() == [[2, 5, 6, 7, 8, 3]]
+    assert model.encode(["a b c d e f g"], 5).shape == (1, 5)
+    assert models.place(model.encode(["a"]), torch.zeros(1).double()).dtype == torch.int64
+    assert models.place(torch.zeros(1), torch.zeros(1).double()).dtype == torch.float64
+    with pytest.raises(BadInput, match="texts of 17 tokens: this model takes 16"):
+        model(torch.ones(1, 17, dtype=torch.int64))
+    with pytest.raises(BadInput, match="size 17: this text model takes 4 to 16 tokens"):
+        models.load(folder, size=17)
+    with pytest.raises(BadInput, match="a width of 12 cannot be shared by 5 heads"):
+        BERT(width=12, heads=5)
+    with pytest.raises(BadInput, match="made without a vocabulary"):
+        BERT().encode(["a"])
+    (folder / "vocab.txt").write_text("\n".join([*WORDS, "k"]))
+    with pytest.raises(BadInput, match="vocab.txt has 16 entries, the model 15"):
+        models.load(folder)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(BadInput, match="a text model needs the vocab.txt"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("config, told", [
+    ({"model_type": "bert", "position_embedding_type": "relative_key"}, "only absolute position"),
+    ({"model_type": "bert_encoder", "widht": 12}, "describes no model .*widht"),
+    ({"model_type": "bert", "hidden_act": "gelu_new"}, "only the GELU MLP"),
+    ({"model_type": "roberta"}, "unknown model_type 'roberta': .*known: .*bert"),
+])
+def test_configurations_that_cannot_be_used(tmp_path, config, told):
+    folder = published(tmp_path / "m")
+    given = json.loads((folder / "config.json").read_text())
+    given = config if config["model_type"] == "bert_encoder" else given | config
+    (folder / "config.json").write_text(json.dumps(given))
+    with pytest.raises(BadInput, match=told):
+        models.load(folder)
