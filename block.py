@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from errors import BadInput
+
 # "quick_gelu" is CLIP's approximation of the GELU
 ACTIVATIONS = {"gelu": F.gelu, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 
@@ -28,6 +30,9 @@ class Block(nn.Module):
 
     def __init__(self, width, heads, hidden, eps, layer_scale=False, activation="gelu"):
         super().__init__()
+        if width % heads:
+            raise BadInput(f"a width of {width} cannot be shared by {heads} heads: "
+                           "the configuration is not of a published model")
         self.heads, self.activation = heads, activation
         self.norm1 = nn.LayerNorm(width, eps)
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))

@@ -23,6 +23,7 @@ import exchange_encoder as encoders
 import merge
 import models
 import plots
+import protocols  # noqa: F401  (fills INSTRUMENTS)
 import runs
 import spaces
 from errors import BadInput, unknown
@@ -215,14 +216,18 @@ def merged_tables(loaded, args):
 
 
 def check_analyses(loaded, args):
-    """Corruptions are of images: BadInput for runs on texts, unless all instruments are asked."""
+    """BadInput for an instrument that these runs are nothing for; `all` leaves it out."""
     texts = any(models.kind(run["setting"]["model"]) == "text" for run in loaded)
-    if texts and "corruption" in args.analyze:
-        if args.analyze != list(INSTRUMENTS):
-            raise BadInput("corruption is for images and these runs are on texts: "
-                           "leave it out of --analyze")
-        tqdm.write("left out: corruption is for images")
-        args.analyze.remove("corruption")
+    few = len({run["setting"]["task"] for run in loaded if len(runs.tasks(run)) == 1}) < 4
+    everything = args.analyze == list(INSTRUMENTS)
+    for name, unfit, why in (
+            ("corruption", texts, "corruption is for images and these runs are on texts"),
+            ("analogy", few, "analogy needs runs on four tasks or more")):
+        if unfit and name in args.analyze:
+            if not everything:
+                raise BadInput(f"{why}: leave it out of --analyze")
+            tqdm.write(f"left out: {why}")
+            args.analyze.remove(name)
 
 
 def analyzed(loaded, args):

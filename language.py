@@ -176,4 +176,4 @@ def vocabulary():
 
 FUNCTION_WORDS = """the a an every some no not that was by it near and but did before after later
     earlier because he she although nobody everybody found very , is who first then so people only
-    liked disliked loved hated one two three four man woman they""".split()
+    liked disliked loved hated one two three four man woman women""".split()

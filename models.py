@@ -142,7 +142,7 @@ def settings_of_file(tensors, path):
             int(k.split(".")[1]) for k in tensors if k.startswith("blocks."))
         grid = math.isqrt(tensors["pos_embed"].shape[1] - 1)
         return ViT, dict(image=grid * patch, patch=patch, channels=channels, width=width,
-                         depth=depth, heads=width // 64, eps=1e-6,
+                         depth=depth, heads=max(1, width // 64), eps=1e-6,
                          hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
                          layer_scale="blocks.0.ls1.gamma" in tensors, **IMAGENET)
     except (KeyError, ValueError) as error:

@@ -9,6 +9,7 @@ letters and arrows are never drawn. The attribute heads are thrown away; the enc
 eight tasks of suite.py fine-tune, as CLIP is what the papers fine-tune.
 
     python pretrain.py --overwrite      # rewrites checkpoints/vit; the README says how long it took
+    python pretrain.py --model bert --overwrite      # checkpoints/bert, see pretrain_text.py
 """
 
 import argparse
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 import cli
 import models
+import pretrain_text
 import runs
 import suite
 import weights
@@ -146,35 +148,67 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
     return head
 
 
-def main():
-    """Pretrain from the command line and write the folder of the checkpoint."""
+def make_vit(args):
+    """Pretrain the image encoder; (model, its configuration, held-out accuracies)."""
+    config = dict(image=28, patch=7, channels=1, width=args.width, depth=args.depth,
+                  heads=args.heads, hidden=4 * args.width, mean=[0.5], std=[0.5])
+    model = models.ViT(**config)
+    head = pretrain(model, steps=args.steps, lr=args.lr, seed=args.seed)
+    held_out = accuracy(model, head, *tensors(np.random.default_rng([args.seed, 2]), HELD_OUT))
+    return model, config, held_out
+
+
+def make_bert(args):
+    """Pretrain the text encoder; (model, its configuration, held-out accuracies)."""
+    model, config = pretrain_text.make(args.width, args.depth, args.heads)
+    head = pretrain_text.pretrain(model, steps=args.steps, lr=args.lr, seed=args.seed)
+    return model, config, pretrain_text.accuracy(model, head, args.seed)
+
+
+MAKERS = {"vit": (make_vit, dict(steps=5000, width=192, lr=1.5e-3), "scenes"),
+          "bert": (make_bert, dict(steps=2500, width=128, lr=1.5e-3), "texts")}
+
+
+def arguments():
+    """The command line; what is not given depends on the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--model", choices=MAKERS, default="vit")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--width", type=int)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=models.BUILT_IN / "vit")
+    parser.add_argument("--out", type=Path, help="default: the built-in checkpoint of the model")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint")
     args = parser.parse_args()
+    for key, value in (MAKERS[args.model][1] | {"out": models.BUILT_IN / args.model}).items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
     if args.steps < 20:
         raise BadInput(f"--steps {args.steps}: the one-cycle schedule needs at least 20")
+    if args.width % args.heads:
+        raise BadInput(f"--width {args.width} is no multiple of --heads {args.heads}")
     if args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out} exists, and runs made from it need that very file: --overwrite "
                        "replaces it, --out FOLDER writes elsewhere")
-    config = dict(image=28, patch=7, channels=1, width=args.width, depth=args.depth,
-                  heads=args.heads, hidden=4 * args.width, mean=[0.5], std=[0.5])
+    return args
+
+
+def main():
+    """Pretrain from the command line and write the folder of the checkpoint."""
+    args = arguments()
+    maker, _, what = MAKERS[args.model]
     torch.manual_seed(args.seed)
-    model = models.ViT(**config)
+    model, config, held_out = maker(args)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config}")
-    head = pretrain(model, steps=args.steps, lr=args.lr, seed=args.seed)
-    held_out = accuracy(model, head, *tensors(np.random.default_rng([args.seed, 2]), HELD_OUT))
-    print("held-out scenes: " + "  ".join(f"{a} {v:.2f}" for a, v in held_out.items()))
+    print(f"held-out {what}: " + "  ".join(f"{a} {v:.2f}" for a, v in held_out.items()))
     args.out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() for k, v in model.state_dict().items()}
     weights.write(half, args.out / "model.safetensors")
-    runs.write_json({"model_type": "vit_encoder"} | config, args.out / "config.json")
+    runs.write_json({"model_type": f"{args.model}_encoder"} | config, args.out / "config.json")
+    if model.kind == "text":
+        pretrain_text.write_vocabulary(args.out)
     print(f"wrote {args.out}")
 
 

@@ -1,20 +1,26 @@
 """The text half of pretrain.py: a BERT that fills in words of a generated English. arXiv:1810.04805
 
     loss = cross entropy of the hidden words,  logits = LN(gelu(W z_t + c)) E^T + b
+    mask     z = encoder(a text), a fifth of its words hidden         two batches in three
+    recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), half of its words hidden,
+             f = feature of the first sentence, (D,)                  one in three
 
-E (V, D) is the encoder's own word embedding; the rest of the head is thrown away. A fifth of the
-words are hidden: of those 80 % become [MASK], 10 % another word, 10 % stay as they are.
+E (V, D) is the encoder's own word embedding; the heads are thrown away. Of the hidden words 80 %
+become [MASK], 10 % another word, 10 % stay as they are.
 
 The text is single sentences and short discourses of two, in the grammar of language.py: what
-happened and the same again in other words, a rule and a case of it, a question and its answer, who
-acted first, how many did, an opinion and who shared it. To fill in a word of the second sentence,
-the encoder has to find out from the first who did what to whom. No label of text_suite.py is ever
-used, no sentence is made wrong, and no second sentence contradicts the first.
+happened and the same again in other words, a rule and a case of it, who acted first, how many did,
+an opinion and who shared it. To fill in a word of the second sentence, the encoder has to find out
+from the first who did what to whom. No label of text_suite.py is ever used, no sentence is made
+wrong, and no second sentence contradicts the first.
 
-Differs  No next-sentence prediction (the paper's second loss): RoBERTa, arXiv:1907.11692, does
-         better without it.
+Differs  No next-sentence prediction, the paper's second loss, which longer pretraining dropped
+         (RoBERTa, arXiv:1907.11692). In its place `recall`: one vector has to carry what the next
+         sentence says, as in skip-thoughts (arXiv:1506.06726). With masked words alone, the mean
+         over the tokens, which is the feature, hardly told who was bound to what.
 """
 
+import os
 import string
 
 import numpy as np
@@ -30,6 +36,7 @@ from models_text import BERT
 from tokenizer import SPECIAL, WordPiece
 
 HIDDEN = 0.2                                       # share of the words that are hidden
+RECALLED = 0.5                                     # the same where a sentence is to be recalled
 ROUND = 20_000                                     # discourses drawn at a time, each seen once
 POSITIONS = 48
 ANYONE = PEOPLE + ANIMALS
@@ -125,13 +132,17 @@ def opinion(rng):
 
 
 def number(rng):
-    """Who did something and who did not, and how many did."""
+    """Who did something and who did not; how many did, or how many women, or one of them."""
     n = 2 + int(rng.random() * 4)
     names, verb = draw(rng, WOMEN + MEN, n), pick(rng, INTRANSITIVE)
     k = 1 + int(rng.random() * (n - 1))
     text = english.some_did(rng, names[:k], names[k:], verb)
-    if chance(rng):
+    if chance(rng, 0.3):
         return text, f"{NUMBERS[k]} {did(rng, verb)}"
+    if chance(rng):
+        women = sum(name in WOMEN for name in names[:k])
+        many = f"{NUMBERS[women]} {'woman' if women == 1 else 'women'}" if women else "no women"
+        return text, f"{many} {did(rng, verb)}"
     name = pick(rng, names)
     return text, (f"{name} {did(rng, verb)}" if name in names[:k] else
                   f"{name} did not {pick(rng, verb)}")
@@ -166,9 +177,15 @@ DISCOURSES = (present, present, again, detail, detail, answer, both, word, rule,
 def vocabulary():
     """The lines of vocab.txt: special entries, letters and digits, ##letters, whole words."""
     letters = [*string.ascii_lowercase, *string.digits]
-    whole = [w for w in english.vocabulary() if len(w) > 1 or w not in letters]
-    marks = [c for c in string.punctuation]
-    return [*SPECIAL, *marks, *letters, *(f"##{c}" for c in letters), *whole]
+    known = [*SPECIAL, *string.punctuation, *letters, *(f"##{c}" for c in letters)]
+    return [*known, *(w for w in english.vocabulary() if w not in known)]
+
+
+def write_vocabulary(folder):
+    """vocab.txt; temporary file, then rename."""
+    temporary = folder / "vocab.txt.tmp"
+    temporary.write_text("\n".join(vocabulary()) + "\n")
+    os.replace(temporary, folder / "vocab.txt")
 
 
 def corpus(rng, n):
@@ -176,11 +193,11 @@ def corpus(rng, n):
     return [pick(rng, DISCOURSES)(rng) for _ in range(n)]
 
 
-def hide(ids, rng, tokenizer):
-    """(ids with a fifth of the words hidden, targets with -100 where nothing is asked)."""
+def hide(ids, rng, tokenizer, share=HIDDEN):
+    """(ids with a share of the words hidden, targets with -100 where nothing is asked)."""
     draws = lambda: torch.from_numpy(rng.random(ids.shape))
     special = (ids == tokenizer.pad) | (ids == tokenizer.cls) | (ids == tokenizer.sep)
-    asked, how = (draws() < HIDDEN) & ~special, draws()
+    asked, how = (draws() < share) & ~special, draws()
     first = len(SPECIAL)
     other = first + (draws() * (len(tokenizer.vocab) - first)).long()
     hidden = torch.where(how < 0.8, tokenizer.mask, torch.where(how < 0.9, other, ids))
@@ -203,15 +220,34 @@ class WordHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.linear(z))), self.E[0].weight, self.b)
 
 
+class RecallHead(nn.Module):
+    """z + fc2(gelu(fc1([z; f]))): what a token is, knowing the feature f of the sentence before."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.fc1 = nn.Linear(2 * model.width, 4 * model.width)
+        self.fc2 = nn.Linear(4 * model.width, model.width)
+
+    def forward(self, z, f):
+        return z + self.fc2(F.gelu(self.fc1(torch.cat([z, f], 1))))
+
+
 def batches(rng, tokenizer, batch):
-    """Batches of ids without end, each of texts of about one length, in random order."""
+    """Batches without end, each of texts of about one length, in random order.
+
+    One in three is (ids of first sentences, ids of second ones), the others (ids of texts, None).
+    """
     while True:
         texts = corpus(rng, ROUND)
-        ids = tokenizer.encode(texts, POSITIONS)
-        ids = ids[(ids != tokenizer.pad).sum(1).argsort(stable=True)]
-        chunks = ids.split(batch)
+        texts.sort(key=lambda t: len((t if isinstance(t, str) else " ".join(t)).split()))
+        chunks = [texts[i:i + batch] for i in range(0, ROUND, batch)]
         for i in rng.permutation(len(chunks)):
-            yield chunks[i][:, :(chunks[i] != tokenizer.pad).sum(1).max()]
+            pairs = [t for t in chunks[i] if not isinstance(t, str)]
+            if chance(rng, 1 / 3) and 2 * len(pairs) > batch:
+                first, second = zip(*pairs)
+                yield tokenizer.encode(first, POSITIONS), tokenizer.encode(second, POSITIONS)
+            else:
+                yield tokenizer.encode(chunks[i], POSITIONS), None
 
 
 def make(width, depth, heads):
@@ -225,10 +261,10 @@ def make(width, depth, heads):
     return model, config
 
 
-def pretrain(model, *, steps=5000, batch=128, lr=1e-3, wd=0.01, seed=0):
-    """Masked-language modelling with AdamW and a one-cycle schedule; returns the word head."""
-    head, tokenizer = WordHead(model), model.tokenizer
-    params = [*model.parameters(), *head.parameters()]
+def pretrain(model, *, steps=2500, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+    """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
+    head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
+    params = [*model.parameters(), *head.parameters(), *recall.parameters()]
     groups = [{"params": [p for p in params if p.ndim > 1], "weight_decay": wd},
               {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=lr)
@@ -237,9 +273,14 @@ def pretrain(model, *, steps=5000, batch=128, lr=1e-3, wd=0.01, seed=0):
     source = batches(rng, tokenizer, batch)
     bar = tqdm(range(steps), desc="pretraining", mininterval=1)
     for _ in bar:
-        ids, target = hide(next(source), rng, tokenizer)
+        ids, second = next(source)
+        hidden, target = hide(ids if second is None else second, rng, tokenizer,
+                              HIDDEN if second is None else RECALLED)
         asked = target >= 0
-        loss = F.cross_entropy(head(model.hidden(ids)[asked]), target[asked])
+        z = model.hidden(hidden)[asked]
+        if second is not None:
+            z = recall(z, model(ids)[asked.nonzero()[:, 0]])
+        loss = F.cross_entropy(head(z), target[asked])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1)

@@ -5,7 +5,7 @@
     paraphrase  do both sentences say the same?  synonyms and voice, or roles swapped      2, pairs
     entail      entailed, contradicted, neither: quantifiers and narrower nouns            3, pairs
     agent       who did it, a person, an animal or a machine?  all three are there         3
-    number      how many of five people did it?                                            4
+    number      how many of three women did it?  two men are there as well                 4
     order       who acted first, the person or the animal?                                 2
     coref       is the pronoun the one who acted?                                          2
 
@@ -35,7 +35,7 @@ CHUNK = 500
 
 
 def accept(rng, y):
-    """1: the dogs that the cat chases rest. 0: ... chase rests, or two words have changed places."""
+    """1: the dogs that the cat chases rest. 0: ... rests, or two words have changed places."""
     plural = chance(rng)
     (n1, n2), aside = draw(rng, PEOPLE + ANIMALS, 2), pick(rng, pick(rng, TRANSITIVE))
     main = pick(rng, pick(rng, INTRANSITIVE))
@@ -147,9 +147,11 @@ def agent(rng, y):
 
 
 def number(rng, y):
-    """y + 1 of five people did it."""
-    names = draw(rng, WOMEN + MEN, 5)
-    return some_did(rng, names[:y + 1], names[y + 1:], pick(rng, INTRANSITIVE))
+    """y of the three women did it; two men are there too."""
+    women, men = draw(rng, WOMEN, 3), draw(rng, MEN, 2)
+    k = 1 + int(rng.random() * 2) if y == 0 else int(rng.random() * (2 if y == 3 else 3))
+    who, others = women[:y] + men[:k], women[y:] + men[k:]
+    return some_did(rng, draw(rng, who, 5), draw(rng, others, 5), pick(rng, INTRANSITIVE))
 
 
 def order(rng, y):

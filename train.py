@@ -21,6 +21,7 @@ from tqdm import tqdm
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import data
+import datasets
 import exchange
 import lora
 import models
@@ -43,7 +44,8 @@ def arguments():
     add("--linearize", choices=READINGS, help="off, layer or model; default: the adapter's own")
     add("--task", help="built-in tasks (a,b), all, any name with --data (default: the first)")
     add("--joint", action="store_true", help="one model on all of --task, turn by turn")
-    add("--data", metavar="FOLDER", help="folder of IDX files (MNIST family)")
+    add("--data", metavar="FOLDER", help="folder of a published data set or of your own")
+    add("--download", action="store_true", help="fetch the files of a known --task into --data")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--model", default="vit", help="vit, bert, a published name, a folder or a file")
     add("--size", type=int, help="pixels, or most tokens of a text (default: the model's)")
@@ -107,6 +109,11 @@ def task_names(args):
 def check_tasks(tasks, args):
     """BadInput for a task that does not exist, or is not for this kind of model; quick."""
     kind = models.kind(args.model)
+    if args.download:
+        if args.data is None:
+            raise BadInput("--download needs --data FOLDER, where the files are to be kept")
+        for task in tasks:
+            datasets.download(task, args.data)
     for task in tasks:
         data.check(task, args.data)
         if (other := data.kind(task, args.data)) != kind:

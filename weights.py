@@ -108,7 +108,7 @@ def our_names(tensors, source):
             for part, rows in zip("qkv", tensor.chunk(3)):
                 out[name.replace("attn.qkv", part)] = rows
         else:                                        # CLIP's have no dimension for the batch
-            out[name] = tensor.view(1, -1, tensor.shape[-1]) \
+            out[name] = tensor.reshape(1, -1, tensor.shape[-1]) \
                 if name in ("cls_token", "position") else tensor
     return out
 

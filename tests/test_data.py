@@ -178,8 +178,8 @@ IMAGES, LABELS = np.zeros((40, 6, 5)), np.arange(40) % 3
     (dict(train_images=idx(IMAGES) + b"x"), "was cut short or is damaged"),
     (dict(train_images=idx(IMAGES)[:9]), "was cut short"),
     (dict(t10k_labels=b""), "starts with"),
-    (dict(t10k_labels=idx([]), t10k_images=idx(IMAGES[:0])), "the t10k files hold no examples"),
-    (dict(train_labels=idx(LABELS[:39])), "40 train images but 39 labels"),
+    (dict(t10k_labels=idx([]), t10k_images=idx(IMAGES[:0])), "the test files hold no examples"),
+    (dict(train_labels=idx(LABELS[:39])), "40 train inputs but 39 labels"),
     (dict(t10k_labels=idx([0] * 11 + [3])), "label 3 in the test file, but mine has 3 classes"),
 ])
 def test_damaged_idx_files_are_refused(tmp_path, replace, told):

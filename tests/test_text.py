@@ -227,8 +227,13 @@ def test_the_wrong_kind_is_one_line_before_anything_is_made(fit, command, tiny, 
     assert not list(tmp_path.iterdir()) and err.count("\n") == 1
 
 
-def test_corruptions_are_for_images(fit, command, tmp_path):
-    assert fit("--adapter", "lora", "--task", "accept,order")[0] == 0
-    folders = sorted(tmp_path.glob("*-s0"))
-    code, _, err = command(evaluation.main, *folders, "--analyze", "cosine,corruption")
-    assert code == 2 and "corruption is for images and these runs are on texts" in err
+def test_instruments_that_do_not_fit_are_refused_or_left_out(fit, command, tmp_path):
+    assert fit("--adapter", "bitfit", "--task", "accept,order")[0] == 0
+    look = lambda *what: command(evaluation.main, *sorted(tmp_path.glob("*-s0")), "--limit", 20,
+                                 "--analyze", ",".join(what))
+    for name, why in (("corruption", "is for images and these runs are on texts"),
+                      ("analogy", "needs runs on four tasks or more")):
+        code, _, err = look("cosine", name)
+        assert code == 2 and f"{name} {why}: leave it out" in err and err.count("\n") == 1
+    code, out, err = look("all")
+    assert code == 0 and "corruption:" not in out and "retention:" in out, err

@@ -98,8 +98,28 @@ def test_what_an_input_may_be(tmp_path):
         model(torch.ones(1, 17, dtype=torch.int64))
     with pytest.raises(BadInput, match="size 17: this text model takes 4 to 16 tokens"):
         models.load(folder, size=17)
+    with pytest.raises(BadInput, match="a width of 12 cannot be shared by 5 heads"):
+        BERT(width=12, heads=5)
     with pytest.raises(BadInput, match="made without a vocabulary"):
         BERT().encode(["a"])
     (folder / "vocab.txt").write_text("\n".join([*WORDS, "k"]))
     with pytest.raises(BadInput, match="vocab.txt has 16 entries, the model 15"):
+        models.load(folder)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(BadInput, match="a text model needs the vocab.txt"):
+        models.load(folder)
+
+
+@pytest.mark.parametrize("config, told", [
+    ({"model_type": "bert", "position_embedding_type": "relative_key"}, "only absolute position"),
+    ({"model_type": "bert_encoder", "widht": 12}, "describes no model .*widht"),
+    ({"model_type": "bert", "hidden_act": "gelu_new"}, "only the GELU MLP"),
+    ({"model_type": "roberta"}, "unknown model_type 'roberta': .*known: .*bert"),
+])
+def test_configurations_that_cannot_be_used(tmp_path, config, told):
+    folder = published(tmp_path / "m")
+    given = json.loads((folder / "config.json").read_text())
+    given = config if config["model_type"] == "bert_encoder" else given | config
+    (folder / "config.json").write_text(json.dumps(given))
+    with pytest.raises(BadInput, match=told):
         models.load(folder)
