@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import hashlib
-import io
 import sys
 
 import numpy as np
@@ -335,7 +334,9 @@ def test_download_checks_and_leaves_nothing_half(tmp_path, monkeypatch, command)
     assert code == 0, err
     assert [p.name for p in here.iterdir()] == ["bloodmnist.npz"]
     with pytest.raises(BadInput, match="unknown data set to download 'minst': did you mean 'mni"):
-        datasets.download("minst", str(here))
+        datasets.download("minst", str(here), "image")
+    with pytest.raises(BadInput, match="sst2 is a data set of texts, the model is for images"):
+        datasets.download("sst2", str(here), "image")
     code, _, err = command(train.main, "--task", "mnist", "--download")
     assert code == 2 and "--download needs --data FOLDER" in err
 
