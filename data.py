@@ -59,9 +59,11 @@ def load(task, split, folder=None, limit=None, encode=None):
     inputs, labels, rows = *source[:2], source[2][:limit]
     labels = torch.from_numpy(labels[rows] if split != "calib" else np.full(len(rows), -1))
     if kind(task, folder) == "text":
+        if encode is None:
+            raise BadInput(f"{task} is a task of texts: give it a text model")
         return encode([inputs[i] for i in rows]), labels
     images = torch.from_numpy(inputs[rows])
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return (images if images.is_floating_point() else images.float() / 255), labels
 
 

@@ -139,10 +139,18 @@ def entry(task, folder):
     return Dataset(kind, None, read)
 
 
-def download(task, folder):
-    """Fetch the files of a known set into a folder; what is there already stays."""
+def download(task, folder, kind):
+    """Fetch the files of a known set into a folder; what is there already stays.
+
+    kind   "image" or "text", what the model takes: nothing is fetched that it cannot read
+    """
+    if folder is None:
+        raise BadInput("--download needs --data FOLDER, where the files are to be kept")
     if task not in DATASETS or not DATASETS[task].urls:
         raise unknown("data set to download", task, [k for k, v in DATASETS.items() if v.urls])
+    if DATASETS[task].kind != kind:
+        raise BadInput(f"{task} is a data set of {DATASETS[task].kind}s, the model is for {kind}s: "
+                       "give another --model or --task")
     for url, md5 in DATASETS[task].urls:
         fetch(url, Path(folder) / url.rpartition("/")[2], md5=md5)
 

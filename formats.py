@@ -58,7 +58,8 @@ def columns(content, source, size=96):
 
 def ppm(content, source):
     """A binary PPM picture of 8 bits, (h, w, 3)."""
-    head = re.match(rb"P6(?:\s+|\s*#[^\n]*\n)+(\d+)\s+(\d+)\s+(\d+)\s", content)
+    gap = rb"(?:\s|#[^\n]*\n)+"
+    head = re.match(rb"P6" + gap + gap.join([rb"([1-9]\d{0,4})"] * 3) + rb"\s", content)
     if not head or head[3] != b"255":
         raise BadInput(f"{source} is no binary PPM picture of 8 bits (P6 ... 255): "
                        "is it the right file?")
@@ -73,13 +74,19 @@ def libsvm(content, source, features):
     """Values (n, features) float64 and labels (n,) of LIBSVM text; indices count from 1."""
     labels, rows = [], []
     for number, line in enumerate(content.decode("ascii", "replace").splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             label, *pairs = line.split()
             row = np.zeros(features)
             for index, value in (pair.split(":") for pair in pairs):
                 if not 1 <= int(index) <= features:
                     raise ValueError(f"index {index} is outside 1 to {features}")
+                if not abs(float(value)) <= 1.001:                       # nan too
+                    raise ValueError(f"{value} is outside -1 to 1")
                 row[int(index) - 1] = float(value)
+            if not float(label).is_integer():
+                raise ValueError(f"the label {label} is no class")
             labels.append(int(float(label))), rows.append(row)
         except ValueError as error:
             raise damaged(source, f"line {number} is no `label index:value ...` ({error})") \

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 import formats
 import formats_text
-from archives import files, one
+from archives import files, one, several
 from errors import BadInput
 
 PARTS = {"train": "train", "test": "t10k"}
@@ -32,9 +32,9 @@ def idx(folder, prefix="", archives=(), first=0, transposed=False):
     out = {}
     for split, part in PARTS.items():
         part = part if not prefix else split
-        images, source = one(folder, f"{prefix}{part}-images-idx3-ubyte", archives)
-        images = formats.idx(images, source, 3)
-        labels = formats.idx(*one(folder, f"{prefix}{part}-labels-idx1-ubyte", archives), 1)
+        images, labels = several(folder, [f"{prefix}{part}-images-idx3-ubyte",
+                                          f"{prefix}{part}-labels-idx1-ubyte"], archives)
+        images, labels = formats.idx(*images, 3), formats.idx(*labels, 1)
         images = images.transpose(0, 2, 1) if transposed else images
         out[split] = images, labels.astype(np.int64) - first
     return out
@@ -42,19 +42,19 @@ def idx(folder, prefix="", archives=(), first=0, transposed=False):
 
 def cifar(folder, label_bytes, train, test, archives):
     """CIFAR's binary files; the last label byte counts (fine classes)."""
-    read = lambda name: formats.records(*one(folder, name, archives), label_bytes)
-    x, y = zip(*[read(name) for name in train])
-    return {"train": (np.concatenate(x), np.concatenate(y)), "test": read(test)}
+    *parts, test = [formats.records(*file, label_bytes)
+                    for file in several(folder, [*train, test], archives)]
+    x, y = zip(*parts)
+    return {"train": (np.concatenate(x), np.concatenate(y)), "test": test}
 
 
 def stl10(folder, archives):
     """STL-10: labels 1 to 10, one byte each."""
-    out = {}
-    for split in ("train", "test"):
-        labels, _ = one(folder, f"{split}_y.bin", archives)
-        out[split] = (formats.columns(*one(folder, f"{split}_X.bin", archives)),
-                      np.frombuffer(labels, np.uint8).astype(np.int64) - 1)
-    return out
+    names = [f"{split}_{part}.bin" for split in ("train", "test") for part in "Xy"]
+    found = several(folder, names, archives)                    # 2.6 GB: once
+    return {split: (formats.columns(*found[i]),
+                    np.frombuffer(found[i + 1][0], np.uint8).astype(np.int64) - 1)
+            for split, i in (("train", 0), ("test", 2))}
 
 
 def svhn(folder):
@@ -63,8 +63,10 @@ def svhn(folder):
     for split in ("train", "test"):
         content, source = one(folder, f"{split}_32x32.mat")
         found = formats.mat(content, source)
-        if not {"X", "y"} <= found.keys() or found["X"].ndim != 4:
-            raise formats.damaged(source, "has no arrays X (h, w, 3, n) and y")
+        if not {"X", "y"} <= found.keys() or found["X"].shape[:3] != (32, 32, 3):
+            raise formats.damaged(source, "has no arrays X (32, 32, 3, n) and y")
+        if not np.isin(found["y"], range(1, 11)).all():
+            raise formats.damaged(source, "has labels that are not 1 to 10")
         out[split] = found["X"].transpose(3, 0, 1, 2), found["y"].ravel().astype(np.int64) % 10
     return out
 
@@ -73,17 +75,15 @@ def signs(pictures, tables, source, size=32):
     """GTSRB: {entry: bytes} of PPM pictures, and csv tables that name their classes."""
     label = {}
     for entry, content in tables.items():
-        for row in csv.DictReader(io.StringIO(content.decode()), delimiter=";"):
+        for row in csv.DictReader(io.StringIO(content.decode("utf-8", "replace")), delimiter=";"):
             try:
                 label[Path(entry).parent.name, row["Filename"]] = int(row["ClassId"])
             except (KeyError, TypeError, ValueError):
                 raise formats.damaged(entry, "lacks Filename or ClassId in a line") from None
     images, labels = [], []
     for entry, content in pictures.items():
-        key = (Path(entry).parent.name, Path(entry).name)
-        # the table of the test pictures lies in another folder than they do
-        key = key if key in label else next((k for k in label if k[1] == key[1]), None)
-        if key is None:
+        key = Path(entry).parent.name, Path(entry).name
+        if key not in label:
             raise formats.damaged(source, f"has no label for {entry}")
         x = torch.from_numpy(formats.ppm(content, entry).copy()).permute(2, 0, 1)[None].float()
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
@@ -101,7 +101,8 @@ def gtsrb(folder):
     table = files(folder, ends("GT-final_test.csv", "/"), ["GTSRB_Final_Test_GT.zip"])
     return {"train": signs(files(folder, ends(".ppm", "/Training/"), train),
                            files(folder, ends(".csv", "/Training/"), train), folder),
-            "test": signs(test, {Path(k).name: v for k, v in table.items()}, folder)}
+            # the table of the test pictures lies in another folder than they do
+            "test": signs(test, {f"Images/{Path(k).name}": v for k, v in table.items()}, folder)}
 
 
 def usps(folder):
@@ -128,8 +129,10 @@ def medmnist(folder, name):
     content, source = one(folder, f"{name}.npz")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            return {split: (file[f"{split}_images"], file[f"{split}_labels"][:, 0].astype(np.int64))
-                    for split in ("train", "val", "test")}
+            parts = {split: (file[f"{split}_images"], file[f"{split}_labels"])
+                     for split in ("train", "val", "test")}
+            return {split: (x, y.reshape(len(x)).astype(np.int64)) for split, (x, y) in
+                    parts.items()}
     except Exception as error:                       # numpy, zip and zlib each have their own
         raise formats.damaged(source, f"cannot be read ({error})") from None
 
@@ -140,11 +143,11 @@ def pictures(folder):
         from PIL import Image
     except ImportError:
         raise BadInput(f"{folder} holds pictures, which need Pillow: pip install pillow") from None
-    classes = sorted(p.name for p in Path(folder, "train").iterdir() if p.is_dir())
+    classes = sorted(p.name for p in Path(folder, "train").glob("[!.]*") if p.is_dir())
     out, size = {}, None
     for split in ("train", "test"):
         images, labels = [], []
-        for path in sorted(p for p in Path(folder, split).rglob("*") if p.is_file()):
+        for path in sorted(p for p in Path(folder, split).rglob("[!.]*") if p.is_file()):
             if path.parent.name not in classes:
                 raise BadInput(f"{path}: train/ has no class {path.parent.name}, it has "
                                f"{', '.join(classes[:8])}")
@@ -168,12 +171,12 @@ def texts(folder, columns, classes, train=("train.tsv",), test=("dev.tsv",), hea
           archives=()):
     """train and test files of tab-separated columns, the label last; classes None: those of train,
     sorted."""
-    out = {}
+    out, own = {}, classes is None
     for split, names in (("train", train), ("test", test)):
         name = next((n for n in names if files(folder, lambda e: f"/{e}".endswith(f"/{n}"),
                                                archives)), names[0])
         content, source = one(folder, name, archives)
-        rows = formats_text.tsv(content, source, columns, header)
+        rows = formats_text.tsv(content, source, columns, header, exact=own)
         classes = classes or sorted({row[-1] for row in rows})
         x, y = formats_text.labelled(rows, classes, source)
         out[split] = x, np.array(y, np.int64)
@@ -198,7 +201,7 @@ def stsb(folder):
 def by_content(folder):
     """(kind, reader) of a folder whose task name is not in the table, or BadInput."""
     path = Path(folder)
-    if files(folder, lambda name: "idx3-ubyte" in name):
+    if any(path.rglob("*idx3-ubyte*")):
         return "image", idx
     if (path / "train.tsv").is_file():
         return "text", partial(texts, columns=("sentence", "label"), classes=None,

@@ -109,12 +109,9 @@ def task_names(args):
 def check_tasks(tasks, args):
     """BadInput for a task that does not exist, or is not for this kind of model; quick."""
     kind = models.kind(args.model)
-    if args.download:
-        if args.data is None:
-            raise BadInput("--download needs --data FOLDER, where the files are to be kept")
-        for task in tasks:
-            datasets.download(task, args.data)
     for task in tasks:
+        if args.download:
+            datasets.download(task, args.data, kind)
         data.check(task, args.data)
         if (other := data.kind(task, args.data)) != kind:
             raise BadInput(f"{args.model} is a model of {kind}s and {task} a task of {other}s: "
@@ -297,11 +294,9 @@ def main():
             if check_out(out := out_folder(args, setting, unit), args)]
     for unit, out in todo:
         train(setting, unit, out)
-    if len(units) > 1:
-        print(f"next: python eval.py {out_folder(args, setting, '*')} "
-              "--merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
-    else:
-        print(f"next: python eval.py {out_folder(args, setting, units[0])}")
+    many = len(units) > 1
+    print(f"next: python eval.py {out_folder(args, setting, '*' if many else units[0])}"
+          + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * many)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import bz2
 import gzip
 import hashlib
-import io
+import sys
 
 import numpy as np
 import pytest
@@ -128,6 +128,46 @@ def test_images_of_a_published_set(task, tmp_path):
     assert counts["val"] == (4 if own else total // 10)
 
 
+@pytest.mark.parametrize("label", [0, 11])
+def test_svhn_labels_are_1_to_10(label, tmp_path):
+    """Taken modulo 10, a wrong label would be another digit."""
+    make_svhn(tmp_path)
+    labels = np.array([[label], [2], [3]], np.uint8)
+    images = colours(3, 32).transpose(1, 2, 3, 0)
+    (tmp_path / "test_32x32.mat").write_bytes(matlab({"X": images, "y": labels}, packed=True))
+    with pytest.raises(BadInput, match="test_32x32.mat has labels that are not 1 to 10"):
+        data.check("svhn", str(tmp_path))
+
+
+def test_a_sign_without_label_does_not_take_another_class_s(tmp_path):
+    """Every class has a picture 00000_00000.ppm: the folder counts, not only the name."""
+    make_gtsrb(tmp_path)
+    table = "Filename;Width;ClassId\n"
+    zipped(tmp_path / "GTSRB-Training_fixed.zip", {
+        "GTSRB/Training/00000/0_0.ppm": ppm(colours(1, 32)[0]),
+        "GTSRB/Training/00042/0_0.ppm": ppm(colours(1, 32)[0]),
+        "GTSRB/Training/00000/GT-00000.csv": table + "0_0.ppm;32;0\n",
+        "GTSRB/Training/00042/GT-00042.csv": table})
+    with pytest.raises(BadInput, match="has no label for GTSRB/Training/00042/0_0.ppm"):
+        data.check("gtsrb", str(tmp_path))
+
+
+@pytest.mark.parametrize("line, told", [
+    ("1 1:nan", "nan is outside -1 to 1"), ("1 1:7", "7 is outside -1 to 1"),
+    ("1.5 1:1", "the label 1.5 is no class"), ("inf 1:1", "the label inf is no class"),
+    ("1 257:1", "index 257 is outside 1 to 256"), ("1 1", "is no `label index:value")])
+def test_damaged_lines_of_usps_are_refused(line, told, tmp_path):
+    make_usps(tmp_path)
+    (tmp_path / "usps.bz2").write_bytes(bz2.compress(f"2 1:1\n\n{line}\n".encode()))
+    with pytest.raises(BadInput, match=f"usps.bz2 line 3 .*{told}"):
+        data.check("usps", str(tmp_path))
+
+
+def test_images_of_every_set_are_contiguous(tmp_path):
+    make_svhn(tmp_path)
+    assert data.load("svhn", "test", str(tmp_path))[0].is_contiguous()
+
+
 def test_pictures_of_other_sizes_become_32_pixels(tmp_path):
     """A sign of one colour stays that colour."""
     make_gtsrb(tmp_path)
@@ -146,6 +186,11 @@ def test_pictures_of_other_sizes_become_32_pixels(tmp_path):
 def test_medmnist_is_read_without_pickle_and_whole(tmp_path):
     path = tmp_path / "bloodmnist.npz"
     np.savez(path, train_images=np.array([object()]))
+    with pytest.raises(BadInput, match="cannot be read"):
+        data.check("bloodmnist", str(tmp_path))
+    make_bloodmnist(tmp_path)
+    several = dict(np.load(path)) | {"train_labels": np.zeros((10, 14), np.uint8)}
+    np.savez(path, **several)                              # as chestmnist has
     with pytest.raises(BadInput, match="cannot be read"):
         data.check("bloodmnist", str(tmp_path))
     make_bloodmnist(tmp_path)
@@ -228,6 +273,20 @@ def test_a_table_of_ones_own(tmp_path):
         data.check("mine", str(tmp_path))
 
 
+def test_a_tab_in_a_text_is_not_a_label(tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("sentence\tlabel\na\tx\nb\ttail\tx\n")
+    with pytest.raises(BadInput, match="line 3 has 3 cells, the header 2: a text must not contain"):
+        data.check("mine", str(tmp_path))
+
+
+def test_a_task_of_texts_needs_a_text_model(tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text("sentence\tlabel\n" + "a\tx\nb\ty\n" * 5)
+    with pytest.raises(BadInput, match="mine is a task of texts: give it a text model"):
+        data.load("mine", "test", str(tmp_path))
+
+
 # ---- folders and downloads -----------------------------------------------------------------------
 
 
@@ -240,20 +299,21 @@ def test_folders_that_hold_nothing_known(tmp_path):
         data.check("svhn", str(tmp_path))
 
 
-def test_pictures_in_folders_need_pillow_or_are_read(tmp_path):
+def test_pictures_in_folders_need_pillow(tmp_path, monkeypatch):
     for part in ("train", "test"):
         for c in ("cat", "dog"):
             (tmp_path / part / c).mkdir(parents=True)
             for i in range(10):
                 (tmp_path / part / c / f"{i}.ppm").write_bytes(ppm(colours(1, 8)[0]))
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
+    for hidden in (".DS_Store", "train/.DS_Store", "train/cat/.DS_Store"):
+        (tmp_path / hidden).write_bytes(b"of a file manager")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "PIL", None)
         with pytest.raises(BadInput, match="need Pillow: pip install pillow"):
             data.check("pets", str(tmp_path))
-    else:
-        x, y = data.load("pets", "test", str(tmp_path))
-        assert x.shape == (20, 3, 8, 8) and y.tolist() == [0] * 10 + [1] * 10
+    pytest.importorskip("PIL")
+    x, y = data.load("pets", "test", str(tmp_path))
+    assert x.shape == (20, 3, 8, 8) and y.tolist() == [0] * 10 + [1] * 10
 
 
 def test_download_checks_and_leaves_nothing_half(tmp_path, monkeypatch, command):
@@ -274,7 +334,9 @@ def test_download_checks_and_leaves_nothing_half(tmp_path, monkeypatch, command)
     assert code == 0, err
     assert [p.name for p in here.iterdir()] == ["bloodmnist.npz"]
     with pytest.raises(BadInput, match="unknown data set to download 'minst': did you mean 'mni"):
-        datasets.download("minst", str(here))
+        datasets.download("minst", str(here), "image")
+    with pytest.raises(BadInput, match="sst2 is a data set of texts, the model is for images"):
+        datasets.download("sst2", str(here), "image")
     code, _, err = command(train.main, "--task", "mnist", "--download")
     assert code == 2 and "--download needs --data FOLDER" in err
 

@@ -54,6 +54,10 @@ def test_ppm_with_a_comment():
         formats.ppm(b"P6\n3 2\n65535\n" + pixels, "x")
     with pytest.raises(BadInput, match="promises 3 x 2 pixels and holds 17 bytes"):
         formats.ppm(b"P6 3 2 255\n" + pixels[:-1], "x")
+    assert formats.ppm(b"P6 3#wide\n2\n255\n" + pixels, "x").shape == (2, 3, 3)
+    for odd in (b"P6" + b" " * 200 + b"x", b"P6\n0 0\n255\n"):            # neither hangs nor passes
+        with pytest.raises(BadInput, match="no binary PPM"):
+            formats.ppm(odd, "x")
 
 
 def test_libsvm_lines():
@@ -134,7 +138,7 @@ def test_a_file_is_found_unpacked_in_a_folder_below_or_in_the_archive(tmp_path, 
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-@pytest.mark.parametrize("name", ["../a.bin", "/a.bin", "x/../../a.bin", "..\\a.bin"])
+@pytest.mark.parametrize("name", ["../a.bin", "/a.bin", "x/../../a.bin", "..\\a.bin", "C:\\a.bin"])
 def test_entries_that_point_outside_are_refused(tmp_path, pack, name):
     pack(tmp_path / "set.zip", {"a.bin": b"good", name: b"bad"})
     with pytest.raises(BadInput, match="points outside its folder"):
@@ -158,6 +162,39 @@ def test_truncated_archives_are_refused(tmp_path, pack):
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(BadInput, match="cannot be unpacked"):
         archives.entries(path, lambda entry: True)
+
+
+def test_archives_of_no_known_kind_are_refused_in_one_line(tmp_path):
+    """A web page instead of an archive, a password, a way of packing that zipfile lacks."""
+    zipped(tmp_path / "set.zip", {"a.bin": b"good"})
+    whole = (tmp_path / "set.zip").read_bytes()
+    local, central = whole.find(b"PK\3\4"), whole.find(b"PK\1\2")
+    locked, odd = bytearray(whole), bytearray(whole)
+    locked[local + 6] = locked[central + 8] = 1
+    odd[local + 8] = odd[central + 10] = 99
+    for content in (b"<html>404</html>", locked, odd):
+        (tmp_path / "set.zip").write_bytes(content)
+        with pytest.raises(BadInput, match="cannot be unpacked") as caught:
+            archives.entries(tmp_path / "set.zip", lambda entry: True)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_nearest_of_several_files_or_none(tmp_path):
+    """A folder of several sets names no file: the wrong one must not be taken in silence."""
+    for place in ("one", "two", "two/deeper"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.bin").write_bytes(place.encode())
+    with pytest.raises(BadInput, match="has a.bin in one and in two: give --data one of these"):
+        archives.one(tmp_path, "a.bin")
+    assert archives.one(tmp_path / "two", "a.bin")[0] == b"two"
+    (tmp_path / "a.bin").write_bytes(b"here")
+    assert archives.one(tmp_path, "a.bin")[0] == b"here"
+
+
+def test_several_files_come_in_the_order_of_their_names(tmp_path):
+    tarred(tmp_path / "set.tar.gz", {"./x/a.bin": b"A", "./x/b.bin": b"B", "./x/ab.bin": b"no"})
+    found = archives.several(tmp_path, ["b.bin", "a.bin"], ["set.tar.gz"])
+    assert [content for content, _ in found] == [b"B", b"A"]
 
 
 # ---- texts ---------------------------------------------------------------------------------------
@@ -186,6 +223,8 @@ def test_ag_news_joins_title_and_description():
     assert rows == [('Wall St., up Stocks "rose"', "3"), ("a b", "1")]
     with pytest.raises(BadInput, match="record 2 has 2 fields"):
         formats_text.ag_news(b'"3","a","b"\n"1","a"\n', "x")
+    with pytest.raises(BadInput, match="is no csv"):
+        formats_text.ag_news(b'"3","a","' + b"b" * 200_000, "x")
 
 
 def test_labels_by_their_place_among_the_classes():
@@ -194,3 +233,5 @@ def test_labels_by_their_place_among_the_classes():
     assert formats_text.labelled([("a", "no")], ("yes", "no"), "x")[0] == ["a"]
     with pytest.raises(BadInput, match="the label 'maybe', the task knows yes, no"):
         formats_text.labelled([("a", "maybe")], ("yes", "no"), "x")
+    with pytest.raises(BadInput, match="the label ''"):
+        formats_text.labelled([("a", "")], ("yes", "no"), "x")
