@@ -27,7 +27,7 @@ import lora
 import models
 import runs
 from linearize import adapt, encoder_of
-from measure import Peak, give_back_freed_memory
+from measure import Peak, stop_keeping_freed_memory
 from score import RULES
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
@@ -99,22 +99,25 @@ def rules(names, millions, count=8):
     """Print seconds per million parameters and task vectors held, for every rule."""
     base, make = task_vectors(millions)
     size = sum(v.numel() for v in base.values())
-    held, rows = {}, []
-    for name in tqdm(names, desc="memory"):                      # first, while the heap is clean
-        give_back_freed_memory()
-        with Peak() as peak:
-            RULES[name](base, (make(t) for t in range(count)))
-        held[name] = peak.bytes / (4 * size)
     taus = [make(t) for t in range(count)]
     began = time.perf_counter()
     for tau in taus:
         sum(v.sum() for v in tau.values())
-    reading = time.perf_counter() - began
-    for name in tqdm(names, desc="rules"):
+    reading, seconds, rows = time.perf_counter() - began, {}, []
+    for name in tqdm(names, desc="seconds"):
         with Peak() as peak:
             RULES[name](base, taus)
-        rows.append([name, f"{peak.seconds:.2f}", f"{1e9 * peak.seconds / size:.1f}",
-                     f"{peak.seconds / reading:.1f}", f"{held[name]:.1f}"])
+        seconds[name] = peak.seconds
+    del taus, tau
+    stop_keeping_freed_memory()                                  # last: it slows everything down
+    for name in tqdm(names, desc="memory"):
+        held = []
+        for _ in range(3):                   # the least: huge pages add slack, now and then
+            with Peak() as peak:
+                RULES[name](base, (make(t) for t in range(count)))
+            held.append(peak.bytes / (4 * size))
+        rows.append([name, f"{seconds[name]:.2f}", f"{1e9 * seconds[name] / size:.1f}",
+                     f"{seconds[name] / reading:.1f}", f"{min(held):.1f}"])
     print(f"{count} task vectors of {size / 1e6:.1f} million parameters, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))

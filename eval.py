@@ -18,9 +18,12 @@ from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
+import exchange
+import exchange_encoder as encoders
 import merge
 import models
 import plots
+import protocols  # noqa: F401  (fills INSTRUMENTS)
 import runs
 import spaces
 from errors import BadInput, unknown
@@ -50,6 +53,8 @@ def arguments():
         help=f"instruments, or all: {', '.join(INSTRUMENTS)}")
     add("--lam", type=float, help="coefficient of task arithmetic for --analyze (default: by val)")
     add("--plot", metavar="FOLDER", help="also draw the figures of --analyze (needs matplotlib)")
+    add("--export", metavar="FOLDER",
+        help="one run: as a PEFT adapter; with --merge RULE: the merged encoder, Hugging Face form")
     add("--split", choices=["val", "test"], default="test")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--device", default="auto")
@@ -64,11 +69,23 @@ def arguments():
         cli.names(args.analyze, "instrument", INSTRUMENTS)
     if args.all and not any(s.startswith("lam=") for s in args.sweep + args.set):
         args.sweep.append(LAM)
+    if args.export:
+        check_export(args)
     args.device = cli.device(args.device)
     args.plot = plots.folder(args.plot) if args.plot else None
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
+
+
+def check_export(args):
+    """BadInput unless --export has one thing to write, and somewhere to write it."""
+    if args.merge and (len(args.merge) > 1 or args.by or args.merge[0] in merge.EXPERTS):
+        raise BadInput("--export writes one merged encoder: give --merge one rule that makes one "
+                       "model, without --by")
+    if not args.merge and len(args.runs) != 1:
+        raise BadInput("--export writes one adapter: give one run, or --merge RULE")
+    encoders.check_new(args.export)
 
 
 def grid(text):
@@ -185,7 +202,7 @@ def merged_tables(loaded, args):
         for key, group in groups.items():
             tasks = Tasks(group, args.device, args.limit, args.unlabelled)
             space, rules = plans[key]
-            found[key] = evaluate(group, rules, tasks, space, args.split, bar)
+            found[key] = evaluate(group, rules, tasks, space, args.split, bar, args.export)
     for kind in dict.fromkeys(kind for kind, _ in groups):
         keys = [key for key in groups if key[0] == kind]
         first = groups[keys[0]][0]["setting"]
@@ -244,8 +261,12 @@ def main():
             title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
             print(cli.entry(name, title, formula, merge.options(name)))
         return
-    loaded, found = [runs.load(folder) for folder in args.runs], {}
+    loaded, found = [exchange.load(folder) for folder in args.runs], {}
     check_analyses(loaded, args)
+    if args.export and args.merge:
+        encoders.check_merged(loaded)
+    elif args.export:
+        exchange.write_adapter(loaded[0], args.export)
     if not args.merge and not args.analyze:
         print(own_task(loaded, args))
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")

@@ -3,27 +3,24 @@
 Each takes an `Analysis`, prints a table and returns plain numbers for the JSON file; with a folder
 it also draws a figure. The mathematics is in analysis.py and corruptions.py.
 
-Most of them look at theta_0 + sum_t c_t tau_t for many coefficients c (T,). A model linearized as a
-whole is affine in its parameters and its features with it,
+Here: the geometry of the task vectors and how two of them interfere; in protocols.py: what papers
+measure over many merged models. Most look at theta_0 + sum_t c_t tau_t for many coefficients c
+(T,). A model linearized as a whole is affine in its parameters and its features with it,
 
     f(x; c) = f(x; theta_0) + sum_t c_t [f(x; theta_0 + tau_t) - f(x; theta_0)]
 
 so T + 1 passes over the inputs give every c.
 """
 
-import itertools
-import random
 import statistics
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import analysis
 import cli
 import merge
 import plots
-from corruptions import CORRUPTIONS, corrupt
 from errors import BadInput
 from heads import correct, features
 from linearize import LinearizedModel
@@ -77,6 +74,36 @@ class Analysis:
             f0, J = self.pure(task, split)
             return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
         return features(self.space.apply(self.at(c)), self.sample(task, split)[0])
+
+    def merged_by(self, rule, members):
+        """(lam, task, split) -> accuracy of the runs `members` merged by a rule of RULES.
+
+        A rule whose coefficients do not depend on weights takes the short way of `features`.
+        """
+        if rule in ("average", "task_arithmetic"):
+            share = 1 / len(members) if rule == "average" else None
+            at = lambda lam: self.only(members, share or lam)
+            return lambda lam, task, split: self.score(at(lam), task, split)
+        own = [self.names.index(name) for name in members]
+        material = self.tasks.material(self.space, merge.RULES[rule].needs)
+        material = {k: v if callable(v) else [v[i] for i in own] for k, v in material.items()}
+        scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
+        one = merge.RULES[rule](self.space.base, [self.space.taus[i] for i in own], **material,
+                                **scale)
+        ends = {}
+
+        def score(lam, task, split):
+            if self.affine:
+                if (task, split) not in ends:
+                    f1 = features(self.space.apply(one), self.sample(task, split)[0])
+                    ends[task, split] = self.pure(task, split)[0], f1
+                f = torch.lerp(*ends[task, split], lam)
+            else:
+                at = {k: v + lam * (one[k] - v) for k, v in self.space.base.items()}
+                f = features(self.space.apply(at), self.sample(task, split)[0])
+            return correct(self.tasks.heads[task], f, self.sample(task, split)[1])
+
+        return score
 
     def logits(self, c, task, split):
         with torch.no_grad():
@@ -207,145 +234,3 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
                      "the entropy and hopes for the loss: it may where the lines rise.",
                      a.path("entropy"))
     return {"lams": lams, "entropy": H.tolist(), "loss": L.tolist(), "spearman": rho.tolist()}
-
-
-# ---- how many tasks ------------------------------------------------------------------------------
-
-
-@instrument
-def subsets(a, per_size=10, lams=(0.1, 0.2, 0.3, 0.5, 1.0)):
-    """Merging K tasks, K = 2 .. T: lam chosen on val for each K, subsets scored on test.
-
-    All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed.
-    """
-    single = {n: a.score(a.only([n]), n, "test") for n in a.names}
-    chosen, absolute, ratio, draw = {}, {}, {}, random.Random(0)
-    every = {K: list(group) for K, group in itertools.groupby(analysis.subsets(a.names), len)}
-    every = {K: s if K == 2 else sorted(draw.sample(s, min(per_size, len(s))))
-             for K, s in every.items()}
-    for K, members in tqdm(every.items(), desc="subsets"):
-        val = lambda s, lam: mean_over(s, lambda n: a.score(a.only(s, lam), n, "val"))
-        few = members[:per_size]
-        chosen[K] = max(lams, key=lambda lam: mean_over(few, lambda s: val(s, lam)))
-        for s in members:
-            scores = {n: a.score(a.only(s, chosen[K]), n, "test") for n in s}
-            absolute[s] = statistics.fmean(scores.values())
-            ratio[s] = statistics.fmean(analysis.normalised(scores, single).values())
-    absolute, normalised = analysis.by_size(absolute), analysis.by_size(ratio)
-    print(cli.table(["tasks", "subsets", "lam", "absolute", "normalised", "least", "most"],
-                    [[K, len(every[K]), chosen[K], absolute[K][0], *normalised[K]] for K in every]))
-    if a.folder:
-        plots.curves({"normalised": [(K, *normalised[K]) for K in every],
-                      "absolute": [(K, *absolute[K]) for K in every]},
-                     "number of merged tasks", "mean accuracy on the merged tasks",
-                     f"Task arithmetic over subsets of the tasks, {a.kind}",
-                     "Mean over subsets, band from the worst to the best one. One lam per number "
-                     "of tasks, chosen on validation.", a.path("subsets"))
-    return {"lam": chosen, "absolute": absolute, "normalised": normalised}
-
-
-@instrument
-def coefficient(a, lams=tuple(i / 10 for i in range(16))):
-    """Accuracy of every task against the coefficient of task arithmetic, on val."""
-    scores = {n: [(lam, a.score(a.only(a.names, lam), n, "val")) for lam in lams]
-              for n in tqdm(a.names, desc="coefficient")}
-    average = [(lam, mean_over(a.names, lambda n: scores[n][i][1])) for i, lam in enumerate(lams)]
-    print(cli.table(["lam", *a.names, "mean"], [[f"{lam:g}", *[scores[n][i][1] for n in a.names], m]
-                                                for i, (lam, m) in enumerate(average)]))
-    if a.folder:
-        plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
-                     f"theta_0 + lam sum tau, {a.kind}", "Left the pretrained model, 1/T the "
-                     f"average ({1 / len(a.names):.3f}). A flat curve forgives a bad coefficient.",
-                     a.path("coefficient"))
-    return scores | {"mean": average}
-
-
-@instrument
-def unseen(a):
-    """Leave one out: merge the other tasks and score the one left out, against the base."""
-    rows = []
-    for n in tqdm(a.names, desc="unseen"):
-        others = [m for m in a.names if m != n]
-        rows.append([n, a.score(a.only([]), n, "test"), a.score(a.only(others, a.lam), n, "test"),
-                     a.score(a.only(a.names, a.lam), n, "test"), a.score(a.only([n]), n, "test")])
-    means = [statistics.fmean(column) for column in list(zip(*rows))[1:]]
-    print(cli.table(["task", "base", "merged without it", "merged with it", "its own model"],
-                    [*rows, ["mean", *means]]))
-    return {"rows": rows, "mean": means}
-
-
-# ---- forgetting ----------------------------------------------------------------------------------
-
-
-@instrument
-def retention(a):
-    """Every single-task model on every task: what fine-tuning on one does to the others."""
-    table = [[a.score(a.only([row]), column, "test") for column in a.names]
-             for row in tqdm(["base", *a.names], desc="retention")]
-    print(cli.table(["trained on \\ scored on", *a.names],
-                    [[n, *row] for n, row in zip(["base", *a.names], table)]))
-    others = [table[0][j] - table[i + 1][j] for i in range(len(a.names))
-              for j in range(len(a.names)) if i != j]
-    print(f"lost on another task: {statistics.fmean(others):.3f} in the mean, "
-          f"{max(others):.3f} at most")
-    return {"names": ["base", *a.names], "table": table, "lost": statistics.fmean(others)}
-
-
-@instrument
-def forget(a, lams=tuple(i / 10 for i in range(1, 16))):
-    """theta_0 - lam tau_t: lowers its task; lam such that the others keep 95 % on val."""
-    rows = []
-    for n in tqdm(a.names, desc="forget"):
-        others = [m for m in a.names if m != n]
-        control = lambda v, split: mean_over(others, lambda m: a.score(a.only([n], -v), m, split))
-        curve = [(lam, a.score(a.only([n], -lam), n, "val"), control(lam, "val")) for lam in lams]
-        best = analysis.forgetting(a.score(a.only([]), n, "val"), control(0.0, "val"), curve)
-        lam = best[0] if best else 0.0
-        rows.append([n, f"{lam:g}", *[a.score(a.only([n], -v), n, "test") for v in (0.0, lam)],
-                     *[control(v, "test") for v in (0.0, lam)]])
-    print(cli.table(["forget", "lam", "task before", "after", "others before", "after"], rows))
-    return {"rows": rows}
-
-
-@instrument
-def analogy(a):
-    """tau_C + tau_B - tau_A for a task D that none was trained on: all triples, best on val.
-
-    Against the best pair tau_B + tau_C on val, and the base. If subtracting tau_A does not help
-    beyond what the search over more candidates explains, there is no analogy to speak of.
-    """
-    rows = []
-    for d in tqdm(a.names, desc="analogy"):
-        others = [n for n in a.names if n != d]
-        pairs = [a.only(p, a.lam) for p in itertools.combinations(others, 2)]
-        triples = [[x - a.lam * (n == m) for x, n in zip(a.only(p, a.lam), a.names)]
-                   for p in itertools.combinations(others, 2) for m in others if m not in p]
-        best = [max(cs, key=lambda c: a.score(c, d, "val")) for cs in (pairs, triples)]
-        said = lambda c: " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
-        rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), *best)], *map(said, best)])
-    means = [statistics.fmean(row[i] for row in rows) for i in (1, 2, 3)]
-    print(cli.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
-                    [*rows, ["mean", *means, "", ""]]))
-    return {"rows": rows, "mean": means}
-
-
-# ---- robustness ----------------------------------------------------------------------------------
-
-
-@instrument
-def corruption(a, severities=(1, 3, 5)):
-    """Task arithmetic and the base on corrupted test images, seven kinds."""
-    rows = []
-    models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
-    clean = {n: a.sample(n, "test") for n in a.names}
-    kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
-    for kind, severity in tqdm(kinds, desc="corruption"):
-        images = {n: corrupt(x, kind, severity) if severity else x for n, (x, _) in clean.items()}
-        line = [kind, severity]
-        for params in models.values():
-            model = a.space.apply(params)
-            line.append(mean_over(a.names, lambda n: correct(
-                a.tasks.heads[n], features(model, images[n]), clean[n][1])))
-        rows.append(line)
-    print(cli.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
-    return {"rows": rows}

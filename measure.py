@@ -31,14 +31,21 @@ def reset_high_water():
 
 
 def give_back_freed_memory():
-    """Return freed memory to the system now, and from now on at once, where the C library is glibc.
+    """Return freed memory to the system, where the C library is glibc.
 
-    Without it what was freed is kept for reuse, and the process hardly shrinks. Costs time.
+    It keeps what was freed for the next request, and the process would not grow by what it reuses.
     """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass
+
+
+def stop_keeping_freed_memory():
+    """From now on return freed tensors to the system at once (glibc): exact peaks, slower code."""
     mmap_threshold = -3
     try:
         ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
-        ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):
         pass
 
@@ -56,6 +63,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
         else:
+            give_back_freed_memory()
             self._start = reset_high_water()
         self._began = time.perf_counter()
         return self

@@ -105,7 +105,7 @@ def check(base, tau, t=0):
         told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}"
                          for k in shapes[:5])
         raise BadInput(f"task vector {t} has {len(shapes)} tensors of another shape: {told}")
-    finite = lambda v: torch.isfinite(v.sum(dtype=torch.float64)) or torch.isfinite(v).all()
+    finite = lambda v: torch.isfinite(v.sum()) or torch.isfinite(v).all()    # a sum can overflow
     bad = [k for k in sorted(tau) if not finite(tau[k])]             # one pass, if all is well
     if bad:
         raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: retrain it")
@@ -151,6 +151,17 @@ def onto(base, own, lam=1.0):
     return {k: own[k].mul_(lam).add_(base[k]) for k in base}
 
 
+def summed(base, taus, change, coefficients=itertools.repeat(1.0)):
+    """sum_t c_t change(tau_t), tensor by tensor: never a changed copy of a whole task vector."""
+    total = {k: torch.zeros_like(v) for k, v in base.items()}
+    for tau in taus:
+        c = next(coefficients)
+        for k in total:
+            total[k].add_(change(tau[k]), alpha=c)
+        del tau                                      # let go before the next one is made
+    return total
+
+
 # ---- arithmetic ----------------------------------------------------------------------------------
 
 
@@ -189,12 +200,7 @@ def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     if coefficients is not None:
         check_length("coefficients", coefficients, taus := list(taus))
     c = itertools.repeat(1.0) if coefficients is None else iter(coefficients)
-    total = {k: torch.zeros_like(v) for k, v in base.items()}
-    for tau in taus:
-        weight = next(c)
-        for k in total:
-            total[k].add_(tau[k], alpha=weight)
-        del tau
+    total = summed(base, taus, lambda v: v, c)
     return onto(base, total, lam)
 
 
@@ -312,11 +318,19 @@ def int8(base, taus, *, lam=0.3):
 
     A quarter of the memory. A bare cast to int8 would round every entry below 1 to 0. Streams.
     """
-    approximate = ({k: dequantize_rows(*quantize_rows(v)) for k, v in tau.items()} for tau in taus)
-    return task_arithmetic(base, approximate, lam=lam)
+    return onto(base, summed(base, taus, lambda v: dequantize_rows(*quantize_rows(v))), lam)
 
 
 # ---- sparsify and elect --------------------------------------------------------------------------
+
+
+def largest(size, keep):
+    """Mask (n,) of the `keep` largest entries of size (n,); all from n on; ties by position."""
+    if keep == 0 or keep >= len(size):
+        return torch.full(size.shape, keep > 0, device=size.device)
+    threshold = size.kthvalue(len(size) - keep + 1).values
+    above, level = size > threshold, size == threshold
+    return above | (level & (level.cumsum(0) <= keep - above.sum()))
 
 
 def trim(tau, density):
@@ -352,7 +366,9 @@ def elect(taus):
     """
     signs = {k: sum(tau[k] for tau in taus).sign() for k in taus[0]}
     majority = 1.0 if sum(sign.sum() for sign in signs.values()) >= 0 else -1.0
-    return {k: torch.where(sign == 0, majority, sign) for k, sign in signs.items()}
+    for sign in signs.values():
+        sign[sign == 0] = majority
+    return signs
 
 
 @rule
@@ -393,11 +409,11 @@ def dare(base, taus, *, drop=0.5, lam=0.3, seed=0):
     check_share("drop", drop, low_open=False)
     generator = torch.Generator().manual_seed(seed)
 
-    def thinned(tau):
-        kept = {k: torch.rand(v.shape, generator=generator) >= drop for k, v in tau.items()}
-        return {k: v * kept[k].to(v.device) / (1 - drop) for k, v in tau.items()}
+    def thinned(v):
+        kept = torch.rand(v.shape, generator=generator) >= drop
+        return v * kept.to(v.device) / (1 - drop)
 
-    return task_arithmetic(base, (thinned(tau) for tau in taus), lam=lam)
+    return onto(base, summed(base, taus, thinned), lam)
 
 
 @rule
@@ -410,14 +426,11 @@ def breadcrumbs(base, taus, *, density=0.9, gamma=0.01, lam=0.3):
     check_share("density", density), check_share("gamma", gamma, low_open=False)
 
     def middle(v):
-        order = v.reshape(-1).abs().argsort(descending=True, stable=True)
-        top = round(gamma * v.numel())
-        kept = torch.zeros(v.numel(), dtype=torch.bool, device=v.device)
-        kept[order[top:top + round(density * v.numel())]] = True
+        size, top = v.reshape(-1).abs(), round(gamma * v.numel())
+        kept = largest(size, top + round(density * v.numel())) & ~largest(size, top)
         return v * kept.view_as(v)
 
-    masked = ({k: middle(v) for k, v in tau.items()} for tau in taus)
-    return task_arithmetic(base, masked, lam=lam)
+    return onto(base, summed(base, taus, middle), lam)
 
 
 @rule

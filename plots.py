@@ -1,4 +1,4 @@
-"""The four kinds of figure that eval.py draws. matplotlib is optional: without it, a line says so.
+"""The five kinds of figure that eval.py draws. matplotlib is optional: without it, a line says so.
 
 Every figure has axes with units and a caption below that says what to see.
 """
@@ -93,4 +93,17 @@ def points(places, names, labels, title, caption, path):
         axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
     axes.axhline(0, color="gray", linewidth=0.6), axes.axvline(0, color="gray", linewidth=0.6)
     axes.set_xlabel(labels[0]), axes.set_ylabel(labels[1]), axes.set_title(title)
+    save(figure, caption, path)
+
+
+def scatter(groups, x_label, y_label, title, caption, path):
+    """Points (x, y) of several groups {label: [(x, y), ...]}, with the point (1, 1) marked."""
+    figure, axes = canvas(5.6, 5.2)
+    for (label, places), marker in zip(groups.items(), "os^Dvx"):
+        axes.scatter(*zip(*places), marker=marker, s=18, alpha=0.7, label=label)
+    axes.plot([1], [1], "k*", markersize=12, label="both single models")
+    low = min(v for places in groups.values() for place in places for v in place)
+    axes.plot([low, 1], [low, 1], color="gray", linewidth=0.6)
+    axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
+    axes.grid(alpha=0.3), axes.legend(fontsize=8)
     save(figure, caption, path)

@@ -16,6 +16,7 @@ import runs
 import spaces
 from analysis import normalised
 from errors import BadInput
+from exchange_encoder import write_merged
 from heads import accuracy, correct, features
 from linearize import LinearizedModel
 from measure import Peak
@@ -169,10 +170,11 @@ def obstacle(rule, space, count):
     return None
 
 
-def evaluate(group, rules, tasks, space_name, split, bar):
+def evaluate(group, rules, tasks, space_name, split, bar, export=None):
     """All rows of one group of runs: {row: {"scores": {task: acc}, "chosen": {...}, ...}}.
 
-    rules   {name: list of settings to choose from}
+    rules    {name: list of settings to choose from}
+    export   a folder for the merged encoder, of the last rule
     A run trained on several tasks jointly is a row of its own and is not merged.
     """
     joint, group = split_joint(group)
@@ -197,6 +199,10 @@ def evaluate(group, rules, tasks, space_name, split, bar):
         else:
             row["scores"] = tasks.score_result(result, space, split)
         rows[rule] = row
+        if export:
+            about = {"rule": rule, "space": space_name, "split": split,
+                     "runs": [r["folder"].name for r in group]}
+            write_merged(space.apply(result), tasks.heads, about | row, export)
     summarize(rows)
     return rows
 

@@ -22,6 +22,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import cli
 import data
 import datasets
+import exchange
 import lora
 import models
 import runs
@@ -54,6 +55,7 @@ def arguments():
     add("--rank", type=int)
     add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
+    add("--init", metavar="FOLDER", help="start from the LoRA that PEFT saved in a folder")
     add("--quantize", choices=QUANTIZERS, help="store the frozen weights in 4 bits")
     add("--steps", type=int, default=200)
     add("--batch", type=int, default=32)
@@ -89,7 +91,7 @@ def resolve(args):
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
     return {"adapter": args.adapter, "hp": hp, "linearize": reading, "quantize": args.quantize,
-            "targets": args.targets, "model": args.model, "size": args.size,
+            "targets": args.targets, "init": args.init, "model": args.model, "size": args.size,
             "random_weights": args.random_weights, "head": args.head, "data": args.data,
             "limit": args.limit, "steps": args.steps, "batch": args.batch,
             "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
@@ -253,6 +255,7 @@ def train(setting, task, out):
                           **setting["hp"])
     injected, names = list(lora.adapters(encoder_of(model)).values()), task.split(",")
     type(injected[0]).before_training(injected, setting["steps"] * len(names))
+    exchange.start_from(setting, model, layers)
     trainable, frozen = describe(model, setting, layers)
     runs.start_folder(folder, setting)
     tasks = {name: load_task(name, setting, base) for name in names}
@@ -284,15 +287,18 @@ def main():
               "pissa QPiSSA, dora QDoRA, rosa QRoSA")
         return
     setting, tasks = resolve(args), task_names(args)
+    exchange.check_start(setting)
     check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
     todo = [(unit, out) for unit in units
             if check_out(out := out_folder(args, setting, unit), args)]
     for unit, out in todo:
         train(setting, unit, out)
-    many = len(units) > 1
-    print(f"next: python eval.py {out_folder(args, setting, '*' if many else units[0])}"
-          + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * many)
+    if len(units) > 1:
+        print(f"next: python eval.py {out_folder(args, setting, '*')} "
+              "--merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
+    else:
+        print(f"next: python eval.py {out_folder(args, setting, units[0])}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import eval as evaluation
 import merge
 import runs
 import spaces
-from heads import features
+from heads import correct, features
 from instruments import INSTRUMENTS, Analysis
 from score import Tasks
 from test_commands import fit  # noqa: F401  (fixture)
@@ -54,6 +54,23 @@ def test_features_at_coefficients_are_those_of_the_merged_model(group):
     assert a.affine == ("l_lora" in str(group[0]))
 
 
+@pytest.mark.parametrize("rule", ["average", "task_arithmetic", "ties"])
+def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
+    """Two of the four, by the rule itself and by the short way, on both of their tasks."""
+    a, members, seen = analysis_of(group, examples=500), ["count", "shapes"], set()
+    taus = [a.space.taus[a.names.index(name)] for name in members]
+    score = a.merged_by(rule, members)
+    for lam in (0.3, 0.7, 2.0):
+        setting = {} if rule == "average" else {"lam": lam}
+        merged = merge.RULES[rule](a.space.base, taus, **setting)
+        for task in members:
+            images, labels = a.sample(task, "val")
+            direct = correct(a.tasks.heads[task], features(a.space.apply(merged), images), labels)
+            assert score(lam, task, "val") == pytest.approx(direct, abs=1.01 / len(labels))
+            seen.add((task, direct))
+    assert len(seen) == 2 if rule == "average" else len(seen) > 3
+
+
 def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
     a = analysis_of(group, examples=40)
     table = INSTRUMENTS["retention"](a)["table"]
@@ -84,4 +101,4 @@ def test_figures_or_one_line_how_to_get_them(group, command, tmp_path):
         assert not (tmp_path / "figures").exists()
     else:
         assert code == 0, err
-        assert len(list((tmp_path / "figures").glob("*.png"))) == 7
+        assert len(list((tmp_path / "figures").glob("*.png"))) == 8

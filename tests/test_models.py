@@ -16,10 +16,10 @@ from errors import BadInput
 KINDS = {"vit": models.HALF, "deit": models.IMAGENET, "dinov2": models.IMAGENET}
 
 
-def published(folder, kind, image=28, seed=0):
+def published(folder, kind, image=28, seed=0, hidden=20):
     """A random checkpoint under the Hugging Face names of `kind`: 2 blocks, width 12, patch 7."""
     torch.manual_seed(seed)
-    D, H, N = 12, 20, (image // 7) ** 2
+    D, H, N = 12, hidden, (image // 7) ** 2
     shapes = {"embeddings.cls_token": (1, 1, D), "embeddings.position_embeddings": (1, N + 1, D),
               "embeddings.patch_embeddings.projection.weight": (D, 3, 7, 7),
               "embeddings.patch_embeddings.projection.bias": (D,)}
