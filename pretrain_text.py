@@ -35,8 +35,7 @@ from language import (ANIMALS, GOOD, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, T
 from models_text import BERT
 from tokenizer import SPECIAL, WordPiece
 
-HIDDEN = 0.2                                       # share of the words that are hidden
-RECALLED = 0.5                                     # the same where a sentence is to be recalled
+HIDDEN, AFTER = 0.2, 0.4                           # share of the words hidden; in second sentences
 ROUND = 20_000                                     # discourses drawn at a time, each seen once
 POSITIONS = 48
 ANYONE = PEOPLE + ANIMALS
@@ -120,12 +119,14 @@ def rule(rng):
 
 
 def opinion(rng):
-    """What was said of one or two works, and who shared the verdict."""
+    """What was said of one or two works, and the verdict again or who shared it."""
     work, other = draw(rng, WORKS, 2)
     positive = chance(rng)
     text = english.opinion(rng, work, positive)
     if chance(rng, 0.6):
         text = english.contrast(rng, text, english.opinion(rng, other, not positive))
+    if chance(rng):
+        return text, english.opinion(rng, work, positive)
     name = pick(rng, WOMEN + MEN)
     felt = pick(rng, ("liked", "loved") if positive else ("disliked", "hated"))
     return text, f"so {name} {felt} the {pick(rng, work)}"
@@ -167,8 +168,8 @@ def reason(rng):
     return text, about if chance(rng, 0.7) else english.told(rng, doer, verb, other)
 
 
-DISCOURSES = (present, present, again, detail, detail, answer, both, word, rule, opinion, number,
-              sequence, reason)
+DISCOURSES = (present, present, again, detail, answer, both, word, rule, number,    # as often as
+              *3 * (opinion, sequence, reason))                                     # written here
 
 
 # ---- words to ids --------------------------------------------------------------------------------
@@ -194,9 +195,13 @@ def corpus(rng, n):
 
 
 def hide(ids, rng, tokenizer, share=HIDDEN):
-    """(ids with a share of the words hidden, targets with -100 where nothing is asked)."""
+    """(ids with words hidden, targets with -100 where nothing is asked).
+
+    share   of the words of a first sentence; of a second one in the same ids it is AFTER
+    """
     draws = lambda: torch.from_numpy(rng.random(ids.shape))
     special = (ids == tokenizer.pad) | (ids == tokenizer.cls) | (ids == tokenizer.sep)
+    share = torch.where((ids == tokenizer.sep).cumsum(1) > 0, AFTER, share)
     asked, how = (draws() < share) & ~special, draws()
     first = len(SPECIAL)
     other = first + (draws() * (len(tokenizer.vocab) - first)).long()
@@ -275,7 +280,7 @@ def pretrain(model, *, steps=2500, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     for _ in bar:
         ids, second = next(source)
         hidden, target = hide(ids if second is None else second, rng, tokenizer,
-                              HIDDEN if second is None else RECALLED)
+                              HIDDEN if second is None else AFTER)
         asked = target >= 0
         z = model.hidden(hidden)[asked]
         if second is not None:
