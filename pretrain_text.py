@@ -2,11 +2,12 @@
 
     loss = cross entropy of the hidden words,  logits = LN(gelu(W z_t + c)) E^T + b
     mask     z = encoder(a text), a fifth of its words hidden         two batches in three
-    recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), half of its words hidden,
+    recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), two fifths hidden,
              f = feature of the first sentence, (D,)                  one in three
 
-E (V, D) is the encoder's own word embedding; the heads are thrown away. Of the hidden words 80 %
-become [MASK], 10 % another word, 10 % stay as they are.
+E (V, D) is the encoder's own word embedding; the heads are thrown away. Two fifths are hidden in
+every second sentence, since those words follow from the first. Of the hidden words 80 % become
+[MASK], 10 % another word, 10 % stay as they are.
 
 The text is single sentences and short discourses of two, in the grammar of language.py: what
 happened and the same again in other words, a rule and a case of it, who acted first, how many did,
@@ -16,8 +17,8 @@ wrong, and no second sentence contradicts the first.
 
 Differs  No next-sentence prediction, the paper's second loss, which longer pretraining dropped
          (RoBERTa, arXiv:1907.11692). In its place `recall`: one vector has to carry what the next
-         sentence says, as in skip-thoughts (arXiv:1506.06726). With masked words alone, the mean
-         over the tokens, which is the feature, hardly told who was bound to what.
+         sentence says, as in skip-thoughts (arXiv:1506.06726), since that vector, the mean over
+         the tokens, is the feature that the tasks start from.
 """
 
 import os
@@ -266,7 +267,7 @@ def make(width, depth, heads):
     return model, config
 
 
-def pretrain(model, *, steps=2500, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+def pretrain(model, *, steps=5000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
     params = [*model.parameters(), *head.parameters(), *recall.parameters()]
