@@ -43,9 +43,6 @@ ANYONE = PEOPLE + ANIMALS
 NUMBERS = ("nobody", "one", "two", "three", "four")
 
 
-# ---- discourses: (rng) -> str, or (str, str) -----------------------------------------------------
-
-
 def present(rng):
     """Two plural or singular subjects in the present tense, each verb agreeing with its own."""
     (n1, n2), (v1, v2) = draw(rng, ANYONE, 2), draw(rng, INTRANSITIVE, 2)
@@ -173,9 +170,6 @@ DISCOURSES = (present, present, again, detail, answer, both, word, rule, number,
               *3 * (opinion, sequence, reason))                                     # written here
 
 
-# ---- words to ids --------------------------------------------------------------------------------
-
-
 def vocabulary():
     """The lines of vocab.txt: special entries, letters and digits, ##letters, whole words."""
     letters = [*string.ascii_lowercase, *string.digits]
@@ -208,9 +202,6 @@ def hide(ids, rng, tokenizer, share=HIDDEN):
     other = first + (draws() * (len(tokenizer.vocab) - first)).long()
     hidden = torch.where(how < 0.8, tokenizer.mask, torch.where(how < 0.9, other, ids))
     return torch.where(asked, hidden, ids), ids.masked_fill(~asked, -100)
-
-
-# ---- training ------------------------------------------------------------------------------------
 
 
 class WordHead(nn.Module):
