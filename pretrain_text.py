@@ -2,11 +2,12 @@
 
     loss = cross entropy of the hidden words,  logits = LN(gelu(W z_t + c)) E^T + b
     mask     z = encoder(a text), a fifth of its words hidden         two batches in three
-    recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), half of its words hidden,
+    recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), two fifths hidden,
              f = feature of the first sentence, (D,)                  one in three
 
-E (V, D) is the encoder's own word embedding; the heads are thrown away. Of the hidden words 80 %
-become [MASK], 10 % another word, 10 % stay as they are.
+E (V, D) is the encoder's own word embedding; the heads are thrown away. Two fifths are hidden in
+every second sentence, since those words follow from the first. Of the hidden words 80 % become
+[MASK], 10 % another word, 10 % stay as they are.
 
 The text is single sentences and short discourses of two, in the grammar of language.py: what
 happened and the same again in other words, a rule and a case of it, who acted first, how many did,
@@ -16,8 +17,8 @@ wrong, and no second sentence contradicts the first.
 
 Differs  No next-sentence prediction, the paper's second loss, which longer pretraining dropped
          (RoBERTa, arXiv:1907.11692). In its place `recall`: one vector has to carry what the next
-         sentence says, as in skip-thoughts (arXiv:1506.06726). With masked words alone, the mean
-         over the tokens, which is the feature, hardly told who was bound to what.
+         sentence says, as in skip-thoughts (arXiv:1506.06726), since that vector, the mean over
+         the tokens, is the feature that the tasks start from.
 """
 
 import os
@@ -35,15 +36,11 @@ from language import (ANIMALS, GOOD, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, T
 from models_text import BERT
 from tokenizer import SPECIAL, WordPiece
 
-HIDDEN = 0.2                                       # share of the words that are hidden
-RECALLED = 0.5                                     # the same where a sentence is to be recalled
+HIDDEN, AFTER = 0.2, 0.4                           # share of the words hidden; in second sentences
 ROUND = 20_000                                     # discourses drawn at a time, each seen once
 POSITIONS = 48
 ANYONE = PEOPLE + ANIMALS
 NUMBERS = ("nobody", "one", "two", "three", "four")
-
-
-# ---- discourses: (rng) -> str, or (str, str) -----------------------------------------------------
 
 
 def present(rng):
@@ -120,12 +117,14 @@ def rule(rng):
 
 
 def opinion(rng):
-    """What was said of one or two works, and who shared the verdict."""
+    """What was said of one or two works, and the verdict again or who shared it."""
     work, other = draw(rng, WORKS, 2)
     positive = chance(rng)
     text = english.opinion(rng, work, positive)
     if chance(rng, 0.6):
         text = english.contrast(rng, text, english.opinion(rng, other, not positive))
+    if chance(rng):
+        return text, english.opinion(rng, work, positive)
     name = pick(rng, WOMEN + MEN)
     felt = pick(rng, ("liked", "loved") if positive else ("disliked", "hated"))
     return text, f"so {name} {felt} the {pick(rng, work)}"
@@ -167,11 +166,8 @@ def reason(rng):
     return text, about if chance(rng, 0.7) else english.told(rng, doer, verb, other)
 
 
-DISCOURSES = (present, present, again, detail, detail, answer, both, word, rule, opinion, number,
-              sequence, reason)
-
-
-# ---- words to ids --------------------------------------------------------------------------------
+DISCOURSES = (present, present, again, detail, answer, both, word, rule, number,    # as often as
+              *3 * (opinion, sequence, reason))                                     # written here
 
 
 def vocabulary():
@@ -194,17 +190,18 @@ def corpus(rng, n):
 
 
 def hide(ids, rng, tokenizer, share=HIDDEN):
-    """(ids with a share of the words hidden, targets with -100 where nothing is asked)."""
+    """(ids with words hidden, targets with -100 where nothing is asked).
+
+    share   of the words of a first sentence; of a second one in the same ids it is AFTER
+    """
     draws = lambda: torch.from_numpy(rng.random(ids.shape))
     special = (ids == tokenizer.pad) | (ids == tokenizer.cls) | (ids == tokenizer.sep)
+    share = torch.where((ids == tokenizer.sep).cumsum(1) > 0, AFTER, share)
     asked, how = (draws() < share) & ~special, draws()
     first = len(SPECIAL)
     other = first + (draws() * (len(tokenizer.vocab) - first)).long()
     hidden = torch.where(how < 0.8, tokenizer.mask, torch.where(how < 0.9, other, ids))
     return torch.where(asked, hidden, ids), ids.masked_fill(~asked, -100)
-
-
-# ---- training ------------------------------------------------------------------------------------
 
 
 class WordHead(nn.Module):
@@ -261,7 +258,7 @@ def make(width, depth, heads):
     return model, config
 
 
-def pretrain(model, *, steps=2500, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+def pretrain(model, *, steps=5000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
     params = [*model.parameters(), *head.parameters(), *recall.parameters()]
@@ -275,7 +272,7 @@ def pretrain(model, *, steps=2500, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     for _ in bar:
         ids, second = next(source)
         hidden, target = hide(ids if second is None else second, rng, tokenizer,
-                              HIDDEN if second is None else RECALLED)
+                              HIDDEN if second is None else AFTER)
         asked = target >= 0
         z = model.hidden(hidden)[asked]
         if second is not None:

@@ -26,10 +26,9 @@ import zlib
 
 import numpy as np
 
-from language import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS,
-                      TRANSITIVE, WOMEN, WORKS, agree, because, chance, contrast, did, draw,
-                      embedded, in_time, near, noun_phrase, opinion, pick, some_did,
-                      told)
+from language import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE, WOMEN,
+                      WORKS, agree, chance, contrast, did, draw, embedded, near, noun_phrase,
+                      opinion, pick, some_did, told)
 
 CHUNK = 500
 
@@ -159,7 +158,9 @@ def order(rng, y):
     v1, v2 = draw(rng, INTRANSITIVE, 2)
     acts = [f"{noun_phrase(rng, pick(rng, nouns), pick(rng, TRAITS) if chance(rng, 0.3) else None)}"
             f" {did(rng, v)}" for nouns, v in ((PEOPLE, v1), (ANIMALS, v2))]
-    return in_time(rng, acts[y], acts[1 - y])
+    first, then = acts[y], acts[1 - y]
+    return pick(rng, (f"{first} before {then}", f"{then} after {first}",
+                      f"{first} and later {then}", f"{then} but earlier {first}"))
 
 
 def coref(rng, y):
@@ -168,7 +169,8 @@ def coref(rng, y):
     woman, man = pick(rng, WOMEN), pick(rng, MEN)
     doer, other = (woman, man) if woman_acts else (man, woman)
     pronoun = "she" if woman_acts == (y == 1) else "he"
-    return because(rng, doer, pick(rng, TRANSITIVE), other, pronoun, pick(rng, STATES))
+    reason = f"because {pronoun} was {pick(rng, pick(rng, STATES))}"
+    return f"{doer} {did(rng, pick(rng, TRANSITIVE))} {other} {reason}"
 
 
 TASKS = {"accept": (accept, 2), "sentiment": (sentiment, 2), "paraphrase": (paraphrase, 2),

@@ -32,7 +32,7 @@ def test_discourses_stay_in_the_language(write):
 
 
 def test_hide():
-    """Of 100,000 words a fifth is asked; 80, 10 and 10 % of those masked, changed, left; no other."""
+    """Of 100,000 words a fifth is asked; of those 80, 10, 10 % are masked, changed, left alone."""
     tokenizer = make(8, 1, 2)[0].tokenizer
     word = tokenizer.vocab["dog"]
     row = torch.tensor([tokenizer.cls, *[word] * 10, tokenizer.sep, tokenizer.pad])

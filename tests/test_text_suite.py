@@ -106,7 +106,8 @@ def test_the_bag_of_words_would_find_words_that_tell():
 
 # ---- labels by hand ------------------------------------------------------------------------------
 
-BY_HAND = [          # (quantifier, is its noun the narrower?) twice; 0 entailed, 1 contradicted, 2 -
+# (quantifier, is its noun the narrower?) twice; 0 entailed, 1 contradicted, 2 neither
+BY_HAND = [
     (("every", False), ("every", True), 0),          # every dog rested: every old dog rested
     (("every", True), ("every", False), 2),          # every old dog rested, other dogs may not have
     (("no", False), ("no", True), 0),
@@ -242,7 +243,7 @@ def test_agent_read_off_the_texts():
         assert sorted(KIND[words[i]] for i in nouns) == [0, 1, 2]
         if words[:2] == ["it", "was"] or words[-3] == "near":
             event = words[:-3]
-        else:                                    # the X that the Y did | that did the Y | near the Y
+        else:                                    # the X that the Y did, ... near the Y
             end = nouns[1] + (2 if words[nouns[1] - 2] == "that" else 1)
             event = words[:2] + words[end:]
         doer, _ = doer_of(" ".join(event))
