@@ -13,7 +13,8 @@ The text is single sentences and short discourses of two, in the grammar of lang
 happened and the same again in other words, a rule and a case of it, who acted first, how many did,
 an opinion and who shared it. To fill in a word of the second sentence, the encoder has to find out
 from the first who did what to whom. No label of text_suite.py is ever used, no sentence is made
-wrong, and no second sentence contradicts the first.
+wrong, and no second sentence contradicts the first; but some second sentences say in words what a
+task asks: who did it, how many did, who was tired.
 
 Differs  No next-sentence prediction, the paper's second loss, which longer pretraining dropped
          (RoBERTa, arXiv:1907.11692). In its place `recall`: one vector has to carry what the next

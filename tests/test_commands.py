@@ -526,3 +526,18 @@ def test_pretrained_dinov2_beats_random_weights(command, real, tmp_path):
         assert code == 0, err
         accuracy[len(words)] = json.loads((out / "result.json").read_text())["test"]
     assert accuracy[0] > accuracy[1] + 0.1
+
+
+def test_real_texts_train_and_merge(command, real, tmp_path):
+    """A published BERT on two real text sets, a dozen steps each: better than it was, and merged."""
+    for task in ("r8", "newsgroups"):
+        code, _, err = command(train.main, "--adapter", "lora", "--targets", "q,v",
+                               "--model", real / "bert-minilm-l6", "--size", 24, "--task", task,
+                               "--data", real / task, "--steps", 12, "--lr", 2e-3, "--batch", 16,
+                               "--limit", 200, "--out", tmp_path / task)
+        assert code == 0, err
+        result = json.loads((tmp_path / task / "result.json").read_text())
+        assert result["val"] > result["base_val"] and result["test"] > 0.3
+    code, out, err = command(evaluation.main, tmp_path / "r8", tmp_path / "newsgroups",
+                             "--merge", "average")
+    assert code == 0 and "| average" in out, err
