@@ -200,8 +200,7 @@ def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     if coefficients is not None:
         check_length("coefficients", coefficients, taus := list(taus))
     c = itertools.repeat(1.0) if coefficients is None else iter(coefficients)
-    total = summed(base, taus, lambda v: v, c)
-    return onto(base, total, lam)
+    return onto(base, summed(base, taus, lambda v: v, c), lam)
 
 
 @rule

@@ -529,7 +529,7 @@ def test_pretrained_dinov2_beats_random_weights(command, real, tmp_path):
 
 
 def test_real_texts_train_and_merge(command, real, tmp_path):
-    """A published BERT on two real text sets, a dozen steps each: better than it was, and merged."""
+    """A published BERT on two real text sets, a dozen steps: better than it was, and merged."""
     for task in ("r8", "newsgroups"):
         code, _, err = command(train.main, "--adapter", "lora", "--targets", "q,v",
                                "--model", real / "bert-minilm-l6", "--size", 24, "--task", task,
