@@ -24,6 +24,7 @@ import plots
 from errors import BadInput
 from heads import correct, features
 from linearize import LinearizedModel
+from score import along
 
 INSTRUMENTS = {}
 
@@ -99,8 +100,8 @@ class Analysis:
                     ends[task, split] = self.pure(task, split)[0], f1
                 f = torch.lerp(*ends[task, split], lam)
             else:
-                at = {k: v + lam * (one[k] - v) for k, v in self.space.base.items()}
-                f = features(self.space.apply(at), self.sample(task, split)[0])
+                model = self.space.apply(along(self.space.base, one, lam))
+                f = features(model, self.sample(task, split)[0])
             return correct(self.tasks.heads[task], f, self.sample(task, split)[1])
 
         return score

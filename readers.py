@@ -173,8 +173,8 @@ def texts(folder, columns, classes, train=("train.tsv",), test=("dev.tsv",), hea
     sorted."""
     out, own = {}, classes is None
     for split, names in (("train", train), ("test", test)):
-        name = next((n for n in names if files(folder, lambda e: f"/{e}".endswith(f"/{n}"),
-                                               archives)), names[0])
+        there = lambda name: files(folder, lambda e: f"/{e}".endswith(f"/{name}"), archives)
+        name = next(filter(there, names[:-1]), names[-1])     # an archive is read once
         content, source = one(folder, name, archives)
         rows = formats_text.tsv(content, source, columns, header, exact=own)
         classes = classes or sorted({row[-1] for row in rows})

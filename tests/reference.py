@@ -31,15 +31,20 @@ def linear(x, w, name):
     return x @ w[name + ".weight"].T + w[name + ".bias"]
 
 
-def attention(x, w, prefix, heads):
-    q, k, v = (linear(x, w, f"{prefix}.attention.{part}") for part in ("query", "key", "value"))
-    size, parts = x.shape[-1] // heads, []
+def mixed(q, k, v, heads):
+    """Attention without its projections: (T, D) each -> (T, D), head by head."""
+    size, parts = q.shape[-1] // heads, []
     for h in range(heads):
         cut = slice(h * size, (h + 1) * size)
         scores = q[:, cut] @ k[:, cut].T / sqrt(size)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         parts.append(p / p.sum(-1, keepdims=True) @ v[:, cut])
-    return linear(np.concatenate(parts, 1), w, f"{prefix}.output.dense")
+    return np.concatenate(parts, 1)
+
+
+def attention(x, w, prefix, heads):
+    q, k, v = (linear(x, w, f"{prefix}.attention.{part}") for part in ("query", "key", "value"))
+    return linear(mixed(q, k, v, heads), w, f"{prefix}.output.dense")
 
 
 def vit(image, w, *, heads, patch, eps, position, dinov2, mean, std):
@@ -70,12 +75,7 @@ def vit(image, w, *, heads, patch, eps, position, dinov2, mean, std):
 
 def bert_attention(x, w, prefix, heads):
     q, k, v = (linear(x, w, f"{prefix}.self.{part}") for part in ("query", "key", "value"))
-    size, parts = x.shape[-1] // heads, []
-    for h in range(heads):
-        cut = slice(h * size, (h + 1) * size)
-        p = np.exp(q[:, cut] @ k[:, cut].T / sqrt(size))
-        parts.append(p / p.sum(-1, keepdims=True) @ v[:, cut])
-    return linear(np.concatenate(parts, 1), w, f"{prefix}.output.dense")
+    return linear(mixed(q, k, v, heads), w, f"{prefix}.output.dense")
 
 
 def bert(ids, segments, w, *, heads, eps):
@@ -108,12 +108,7 @@ def write(tensors, path):
 
 def clip_attention(x, w, prefix, heads):
     q, k, v = (linear(x, w, f"{prefix}.{part}_proj") for part in "qkv")
-    size, parts = x.shape[-1] // heads, []
-    for h in range(heads):
-        cut = slice(h * size, (h + 1) * size)
-        p = np.exp(q[:, cut] @ k[:, cut].T / sqrt(size))
-        parts.append(p / p.sum(-1, keepdims=True) @ v[:, cut])
-    return linear(np.concatenate(parts, 1), w, f"{prefix}.out_proj")
+    return linear(mixed(q, k, v, heads), w, f"{prefix}.out_proj")
 
 
 def clip(image, w, *, heads, patch, eps, mean, std):
