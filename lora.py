@@ -41,10 +41,16 @@ class Adapter(nn.Module):
     linearize = "off"        # the linearization used when --linearize is not given
     expands = None           # the adapter (registry key) whose layer expansion this class is
     dead = ()                # trained parameters that no gradient ever reaches
+    tangent = None           # closed form of J_p y(x; p0) dp for linearize.py, see LoRA.tangent
 
     def __init__(self, base):
         super().__init__()
         self.base = base.requires_grad_(False)
+
+    def __init_subclass__(cls):
+        """A closed form belongs to the delta it was derived from: a new delta drops it."""
+        if "delta_weight" in vars(cls) and "tangent" not in vars(cls):
+            cls.tangent = None
 
     @classmethod
     def quantized(cls, base, quantizer, **hp):
@@ -140,6 +146,16 @@ class LoRA(Adapter):
 
     def forward(self, x):
         return self.base(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    def tangent(self, x, p0, dp):
+        """s [ (x A0^T) dB^T + (x dA^T) B0^T ]: the change of the output along dp, x (..., in) held.
+
+        p0, dp   dicts of the trained parameters and of their displacements
+        """
+        dy = F.linear(F.linear(x, p0.get("A", self.A)), dp["B"])
+        if "A" in dp and p0["B"].any():        # else the second product, and A's gradient, is zero
+            dy = dy + F.linear(F.linear(x, dp["A"]), p0["B"])
+        return self.scale * dy
 
     def trainable_count(self):
         return self.A.shape[0] * (self.A.shape[1] + self.B.shape[0])

@@ -52,7 +52,8 @@ class RoSA(SpA):
         return super().delta_weight() + self.scale * self.B @ self.A
 
     def forward(self, x):
-        return self.sparse_forward(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+        y = F.linear(x, self.base.weight + super().delta_weight(), self.base.bias)
+        return y + self.scale * F.linear(F.linear(x, self.A), self.B)
 
     def trainable_count(self):
         return super().trainable_count() + self.A.numel() + self.B.numel()

@@ -13,7 +13,6 @@ Trap     the score is as large as the weight: sparse to train, not to prepare.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput
@@ -47,25 +46,15 @@ class SpA(Adapter):
         self.register_buffer("score", torch.zeros_like(base.weight))
         self.register_buffer("steps", torch.tensor(0))           # optimizer steps taken
 
-    def sparse(self):
-        """S, (out, in)."""
-        flat = torch.zeros_like(self.base.weight).flatten()
-        return flat.index_put((self.support,), self.values).view_as(self.base.weight)
-
-    def sparse_forward(self, x):
-        """x (W0 + S)^T + b; while collecting, with the zero matrix whose gradient is dL/dW0."""
-        weight = self.base.weight
-        if self.steps >= self.warmup:
-            weight = weight + self.sparse()
-        elif self.steps >= self.warmup - self.collect:
-            weight = weight + self.probe
-        return F.linear(x, weight, self.base.bias)
-
-    def forward(self, x):
-        return self.sparse_forward(x)
-
     def delta_weight(self):
-        return self.sparse() if self.steps >= self.warmup else torch.zeros_like(self.base.weight)
+        """S: zero before the support is chosen; while gradients are collected it is the
+        zero matrix whose gradient is dL/dW0."""
+        if self.steps >= self.warmup:
+            flat = torch.zeros_like(self.base.weight).flatten()
+            return flat.index_put((self.support,), self.values).view_as(self.base.weight)
+        if self.steps >= self.warmup - self.collect:
+            return self.probe
+        return torch.zeros_like(self.base.weight)
 
     def trainable_count(self):
         return self.values.numel()
