@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import bench_merge
 import cli
 import lora
 import models
 import runs
 from linearize import adapt, encoder_of
-from measure import Peak, stop_keeping_freed_memory
 from score import RULES
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
@@ -81,63 +81,24 @@ class Contender:
         return sum(size for pointer, size in seen.items() if pointer not in self.frozen)
 
 
-def task_vectors(millions, width=384):
-    """(base, make): zeros with the shapes of a ViT of `millions` parameters, and task vector t."""
-    block = {f"{n}.weight": (width, width) for n in ("q", "k", "v", "out")}
-    block |= {"fc1.weight": (4 * width, width), "fc2.weight": (width, 4 * width)}
-    depth = max(1, round(millions * 1e6 / (12 * width ** 2)))
-    shapes = {f"blocks.{i}.{k}": shape for i in range(depth) for k, shape in block.items()}
-
-    def make(t):
-        generator = torch.Generator().manual_seed(t)
-        return {k: torch.randn(shape, generator=generator) for k, shape in shapes.items()}
-
-    return {k: torch.zeros(shape) for k, shape in shapes.items()}, make
-
-
-def rules(names, millions, count=8):
-    """Print seconds per million parameters and task vectors held, for every rule."""
-    base, make = task_vectors(millions)
-    size = sum(v.numel() for v in base.values())
-    taus = [make(t) for t in range(count)]
-    began = time.perf_counter()
-    for tau in taus:
-        sum(v.sum() for v in tau.values())
-    reading, seconds, rows = time.perf_counter() - began, {}, []
-    for name in tqdm(names, desc="seconds"):
-        with Peak() as peak:
-            RULES[name](base, taus)
-        seconds[name] = peak.seconds
-    del taus, tau
-    stop_keeping_freed_memory()                                  # last: it slows everything down
-    for name in tqdm(names, desc="memory"):
-        held = []
-        for _ in range(3):                   # the least: huge pages add slack, now and then
-            with Peak() as peak:
-                RULES[name](base, (make(t) for t in range(count)))
-            held.append(peak.bytes / (4 * size))
-        rows.append([name, f"{seconds[name]:.2f}", f"{1e9 * seconds[name] / size:.1f}",
-                     f"{seconds[name] / reading:.1f}", f"{min(held):.1f}"])
-    print(f"{count} task vectors of {size / 1e6:.1f} million parameters, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
-
-
 def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapters", help="comma-separated (default: all)")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, help="default: 20, with --rules 5")
     parser.add_argument("--steps", type=int, default=2, help="steps per adapter and round")
     parser.add_argument("--json", metavar="FILE", help="also write the ratios to a file")
     parser.add_argument("--rules", metavar="RULE,...", help="time merge rules instead, or all")
     parser.add_argument("--millions", type=float, default=22, help="parameters, with --rules")
     args = parser.parse_args()
+    if args.rules == "adamerging":
+        bench_merge.adamerging(args.millions, args.rounds or 5)
+        return
     if args.rules:
         free = [name for name, f in RULES.items() if not f.needs and not f.count]
         chosen = free if args.rules == "all" else cli.names(args.rules, "rule without data", free)
-        rules(chosen, args.millions)
+        bench_merge.rules(chosen, args.millions, args.rounds or 5)
         return
     every = sorted(lora.ADAPTERS)
     names = cli.names(args.adapters, "adapter", every) if args.adapters else every
@@ -148,7 +109,7 @@ def main():
     seconds = {kind: [] for kind in kinds}
     for contender in contenders.values():
         contender.step(), contender.step()                           # warm up
-    for _ in tqdm(range(args.rounds), desc="rounds"):
+    for _ in tqdm(range(args.rounds or 20), desc="rounds"):
         for kind, contender in contenders.items():
             began = time.perf_counter()
             for _ in range(args.steps):
@@ -165,7 +126,7 @@ def main():
                      f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
         found.append(dict(zip(("adapter", "linearize", "time", "kept"), (*kind, middle,
                                                                          kept / base))))
-    print(f"batch {args.batch}, {args.rounds} rounds of {args.steps} steps, "
+    print(f"batch {args.batch}, {args.rounds or 20} rounds of {args.steps} steps, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
                      "kept / lora"], rows))

@@ -20,7 +20,6 @@ merge_learned.py (coefficients) and merge_structured.py (routers, permutations);
 
 import functools
 import inspect
-import itertools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -48,14 +47,15 @@ class Experts(NamedTuple):
     route: Callable | None = None    # x (B, ...) -> task index (B,); None: the task must be known
 
 
-def rule(function=None, *, count=None, space=None, registry=RULES):
+def rule(function=None, *, count=None, space=None, registry=RULES, sums=False):
     """Decorator: register a rule, check its input, compute in at least float32, cast back once.
 
     count  the number of task vectors it takes, where that is fixed
     space  "weight" or "adapter", where it makes sense in one of them only
+    sums   a NaN anywhere in a tau reaches the result: looking for it there reads less
     """
     if function is None:
-        return functools.partial(rule, count=count, space=space, registry=registry)
+        return functools.partial(rule, count=count, space=space, registry=registry, sums=sums)
     name = function.__name__
     parameters = inspect.signature(function).parameters
     needs = [k for k in DATA if k in parameters]
@@ -66,7 +66,12 @@ def rule(function=None, *, count=None, space=None, registry=RULES):
             raise BadInput(f"{name} needs data: " + ", ".join(f"{k} ({DATA[k]})" for k in missing))
         if count is not None and len(taus := list(taus)) != count:
             raise BadInput(f"{name} takes {count} task vectors and got {len(taus)}")
-        merged = function(widen(base), stream(base, taus), **keywords)
+        wide, listed = widen(base), isinstance(taus, list)
+        stream = checked_stream(wide, taus, finite=not (sums and listed))
+        merged = function(wide, list(stream) if listed else stream, **keywords)
+        if sums and listed and not_finite(merged):
+            list(checked_stream(wide, taus))                         # names the task vector
+            raise BadInput(f"{name} overflows in {', '.join(not_finite(merged)[:5])}")
         narrow = lambda d: {k: d[k].to(base[k].dtype) for k in base}
         if isinstance(merged, Experts):
             return merged._replace(models=[narrow(model) for model in merged.models])
@@ -82,12 +87,21 @@ def widen(tensors):
     return {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()}
 
 
-def stream(base, taus):
-    """The task vectors one by one, checked and widened; BadInput if there is none."""
+def not_finite(tensors):
+    """Sorted names of the tensors with NaN or infinity; one pass, if all is well."""
+    finite = lambda v: torch.isfinite(v.sum()) or torch.isfinite(v).all()    # a sum can overflow
+    return [k for k in sorted(tensors) if not finite(tensors[k])]
+
+
+def checked_stream(base, taus, finite=True):
+    """The task vectors one by one, checked and in the dtype of `base`; BadInput if there is none."""
     taus, t = iter(taus), 0
     while (tau := next(taus, None)) is not None:
         check(base, tau, t)
-        tau, t = widen(tau), t + 1
+        if finite and (bad := not_finite(tau)):
+            raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: "
+                           "retrain it")
+        tau, t = {k: v.to(base[k].dtype) for k, v in tau.items()}, t + 1
         yield tau
         del tau                                      # let go before the next one is made
     if t == 0:
@@ -105,10 +119,6 @@ def check(base, tau, t=0):
         told = ", ".join(f"{k} {tuple(tau[k].shape)} for {tuple(base[k].shape)}"
                          for k in shapes[:5])
         raise BadInput(f"task vector {t} has {len(shapes)} tensors of another shape: {told}")
-    finite = lambda v: torch.isfinite(v.sum()) or torch.isfinite(v).all()    # a sum can overflow
-    bad = [k for k in sorted(tau) if not finite(tau[k])]             # one pass, if all is well
-    if bad:
-        raise BadInput(f"task vector {t} has NaN or infinity in {', '.join(bad[:5])}: retrain it")
 
 
 def options(name):
@@ -146,38 +156,46 @@ def add(base, tau, lam=1.0):
     return {k: base[k] + lam * tau[k] for k in base}
 
 
+def folded(base, taus, step, start=torch.clone):
+    """m, where step(m, v, t) takes tensor v of task vector t into m, from m = start(base tensor).
+
+    Never holds a changed copy of a whole task vector. Of a generator every task vector passes once;
+    a list is folded tensor by tensor, so that m stays in the processor's cache.
+    """
+    if isinstance(taus, list):
+        out = {}
+        for k, v in base.items():
+            out[k] = start(v)
+            for t, tau in enumerate(taus):
+                step(out[k], tau[k], t)
+        return out
+    out, t = {k: start(v) for k, v in base.items()}, 0
+    for tau in taus:                                 # enumerate would hold on to the last one
+        for k in out:
+            step(out[k], tau[k], t)
+        t += 1
+        del tau                                      # let go before the next one is made
+    return out
+
+
 def onto(base, own, lam=1.0):
     """base + lam own, written over `own`, a dict that nobody else holds."""
     return {k: own[k].mul_(lam).add_(base[k]) for k in base}
 
 
-def summed(base, taus, change, coefficients=itertools.repeat(1.0)):
-    """sum_t c_t change(tau_t), tensor by tensor: never a changed copy of a whole task vector."""
-    total = {k: torch.zeros_like(v) for k, v in base.items()}
-    for tau in taus:
-        c = next(coefficients)
-        for k in total:
-            total[k].add_(change(tau[k]), alpha=c)
-        del tau                                      # let go before the next one is made
-    return total
-
-
 # ---- arithmetic ----------------------------------------------------------------------------------
 
 
-@rule
+@rule(sums=True)
 def average(base, taus):
     """Model soup, arXiv:2203.05482.   theta = theta_0 + (1/T) sum_t tau_t
 
     Streams, by the running mean m_k = m_{k-1} + (tau_k - m_{k-1}) / k. The mean of the mean of two
     and a third, ((a + b)/2 + c)/2, is something else.
     """
-    mean, count = {k: torch.zeros_like(v) for k, v in base.items()}, 0
-    for tau in taus:
-        count += 1
-        for k in mean:
-            mean[k].lerp_(tau[k], 1 / count)
-        del tau
+    if isinstance(taus, list):
+        return folded(base, taus, lambda m, v, t: m.add_(v, alpha=1 / len(taus)))
+    mean = folded(base, taus, lambda m, v, t: m.lerp_(v, 1 / (t + 1)), torch.zeros_like)
     return onto(base, mean)
 
 
@@ -191,7 +209,7 @@ def interpolation(base, taus, *, alpha=0.5):
     return {k: base[k] + (1 - alpha) * a[k] + alpha * b[k] for k in base}
 
 
-@rule
+@rule(sums=True)
 def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     """Task arithmetic, arXiv:2212.04089.   theta = theta_0 + lam sum_t c_t tau_t,   c_t = 1
 
@@ -199,8 +217,8 @@ def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     """
     if coefficients is not None:
         check_length("coefficients", coefficients, taus := list(taus))
-    c = itertools.repeat(1.0) if coefficients is None else iter(coefficients)
-    return onto(base, summed(base, taus, lambda v: v, c), lam)
+    c = coefficients
+    return folded(base, taus, lambda m, v, t: m.add_(v, alpha=lam * (1 if c is None else c[t])))
 
 
 @rule
@@ -317,7 +335,8 @@ def int8(base, taus, *, lam=0.3):
 
     A quarter of the memory. A bare cast to int8 would round every entry below 1 to 0. Streams.
     """
-    return onto(base, summed(base, taus, lambda v: dequantize_rows(*quantize_rows(v))), lam)
+    rounded = lambda v: dequantize_rows(*quantize_rows(v))
+    return folded(base, taus, lambda m, v, t: m.add_(rounded(v), alpha=lam))
 
 
 # ---- sparsify and elect --------------------------------------------------------------------------
@@ -408,11 +427,11 @@ def dare(base, taus, *, drop=0.5, lam=0.3, seed=0):
     check_share("drop", drop, low_open=False)
     generator = torch.Generator().manual_seed(seed)
 
-    def thinned(v):
+    def thinned(m, v, t):
         kept = torch.rand(v.shape, generator=generator) >= drop
-        return v * kept.to(v.device) / (1 - drop)
+        m.add_(v * kept.to(v.device), alpha=lam / (1 - drop))
 
-    return onto(base, summed(base, taus, thinned), lam)
+    return folded(base, iter(taus), thinned)             # an iterator: masks task by task, always
 
 
 @rule
@@ -424,12 +443,12 @@ def breadcrumbs(base, taus, *, density=0.9, gamma=0.01, lam=0.3):
     """
     check_share("density", density), check_share("gamma", gamma, low_open=False)
 
-    def middle(v):
+    def middle(m, v, t):
         size, top = v.reshape(-1).abs(), round(gamma * v.numel())
         kept = largest(size, top + round(density * v.numel())) & ~largest(size, top)
-        return v * kept.view_as(v)
+        m.add_(v * kept.view_as(v), alpha=lam)
 
-    return onto(base, summed(base, taus, middle), lam)
+    return folded(base, taus, middle)
 
 
 @rule
@@ -438,12 +457,8 @@ def magmax(base, taus, *, lam=0.5):
 
     The later task wins a tie. Streams.
     """
-    best = {k: torch.zeros_like(v) for k, v in base.items()}
-    for tau in taus:
-        for k in best:
-            best[k] = torch.where(tau[k].abs() >= best[k].abs(), tau[k], best[k])
-        del tau
-    return onto(base, best, lam)
+    larger = lambda m, v, t: m.copy_(torch.where(v.abs() >= m.abs(), v, m))
+    return onto(base, folded(base, taus, larger, torch.zeros_like), lam)
 
 
 @rule(registry=EXPERTS)

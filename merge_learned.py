@@ -45,31 +45,30 @@ def group_index(base, groups):
 
 def combine(base, taus, lam, index):
     """theta_k = theta_0,k + sum_t lam[t, index[k]] tau_t,k, new tensors; lam is (T, G)."""
-    lam = lam.tolist()
-    return {k: v + sum(row[index[k]] * tau[k] for row, tau in zip(lam, taus))
-            for k, v in base.items()}
+    theta, rows = {k: v.clone() for k, v in base.items()}, lam.tolist()
+    for k, v in theta.items():
+        for row, tau in zip(rows, taus):
+            v.add_(tau[k], alpha=row[index[k]])
+    return theta
 
 
 def coefficient_gradient(g, taus, index):
     """dL/dlam (T, G) in float64 from g {name: dL/dtheta}; a name missing in g counts as zero."""
     out = torch.zeros(len(taus), 1 + max(index.values()), dtype=torch.float64)
-    for t, tau in enumerate(taus):
-        for k in g:
+    for k in g:
+        for t, tau in enumerate(taus):
             out[t, index[k]] += torch.dot(g[k].reshape(-1), tau[k].reshape(-1)).item()
     return out
 
 
 def weight_gradient(loss, tasks, theta):
     """{name: d sum_t loss(t, theta) / dtheta}, one backward pass per task; no unused names."""
-    leaves, total = {k: v.detach().requires_grad_() for k, v in theta.items()}, {}
+    leaves = {k: v.detach().requires_grad_() for k, v in theta.items()}
     for t in range(tasks):
         with torch.enable_grad():
             value = loss(t, leaves)
-        parts = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-        for k, part in zip(leaves, parts):
-            if part is not None:
-                total[k] = total[k] + part if k in total else part
-    return total
+        value.backward(inputs=list(leaves.values()))                 # adds up in .grad
+    return {k: v.grad for k, v in leaves.items() if v.grad is not None}
 
 
 def descend(base, taus, loss, lam, index, update, steps):

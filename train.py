@@ -184,7 +184,7 @@ def describe(model, setting, layers):
           f"that (closed form {closed:,})")
     what = {"off": "not linearized",
             "layer": "each layer expanded to first order (the paper's released code)",
-            "model": "the whole model expanded to first order by jvp (the paper's equation)"}
+            "model": "the whole model expanded to first order (the paper's equation)"}
     print(f"linearize {setting['linearize']}: {what[setting['linearize']]}")
     return count, base
 
