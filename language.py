@@ -149,9 +149,9 @@ def because(rng, doer, verb, other, pronoun, state):
     return f"{event} {reason}" if chance(rng, 0.7) else f"{reason} , {event}"
 
 
-def opinion(rng, work, positive):
+def opinion(rng, work, positive, negation=0.5):
     """What is said of a work: its adjective and a negation, if there is one, make the judgement."""
-    negated = chance(rng)
+    negated = chance(rng, negation)
     adjective = pick(rng, pick(rng, GOOD if positive != negated else BAD))
     thing = f"the {pick(rng, work)}"
     if chance(rng, 0.7):

@@ -166,7 +166,7 @@ def make_bert(args):
 
 
 MAKERS = {"vit": (make_vit, dict(steps=5000, width=192, lr=1.5e-3), "scenes"),
-          "bert": (make_bert, dict(steps=5000, width=128, lr=1.5e-3), "texts")}
+          "bert": (make_bert, dict(steps=8000, width=128, lr=1.5e-3), "texts")}
 
 
 def arguments():

@@ -40,6 +40,7 @@ from tokenizer import SPECIAL, WordPiece
 HIDDEN, AFTER = 0.2, 0.4                           # share of the words hidden; in second sentences
 ROUND = 20_000                                     # discourses drawn at a time, each seen once
 POSITIONS = 48
+RARE = 0.25                    # negations among opinions; pronouns that do not mean the doer
 ANYONE = PEOPLE + ANIMALS
 NUMBERS = ("nobody", "one", "two", "three", "four")
 
@@ -121,14 +122,14 @@ def opinion(rng):
     """What was said of one or two works, and the verdict again or who shared it."""
     work, other = draw(rng, WORKS, 2)
     positive = chance(rng)
-    text = english.opinion(rng, work, positive)
+    text = english.opinion(rng, work, positive, RARE)
     if chance(rng, 0.6):
-        text = english.contrast(rng, text, english.opinion(rng, other, not positive))
-    if chance(rng):
-        return text, english.opinion(rng, work, positive)
+        text = english.contrast(rng, text, english.opinion(rng, other, not positive, RARE))
+    if chance(rng, 0.3):
+        return text, english.opinion(rng, work, positive, RARE)
     name = pick(rng, WOMEN + MEN)
     felt = pick(rng, ("liked", "loved") if positive else ("disliked", "hated"))
-    return text, f"so {name} {felt} the {pick(rng, work)}"
+    return text, f"so {name} {felt} {pick(rng, ('it', f'the {pick(rng, work)}'))}"
 
 
 def number(rng):
@@ -161,7 +162,8 @@ def reason(rng):
     """An event between a woman and a man with its reason, and whom the reason is about."""
     woman, man = pick(rng, WOMEN), pick(rng, MEN)
     doer, other = draw(rng, (woman, man), 2)
-    state, she, verb = pick(rng, STATES), chance(rng), pick(rng, TRANSITIVE)
+    state, verb = pick(rng, STATES), pick(rng, TRANSITIVE)
+    she = (doer == woman) != chance(rng, RARE)
     text = english.because(rng, doer, verb, other, "she" if she else "he", state)
     about = f"{woman if she else man} was {pick(rng, state)}"
     return text, about if chance(rng, 0.7) else english.told(rng, doer, verb, other)
@@ -259,7 +261,7 @@ def make(width, depth, heads):
     return model, config
 
 
-def pretrain(model, *, steps=5000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+def pretrain(model, *, steps=8000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
     params = [*model.parameters(), *head.parameters(), *recall.parameters()]
