@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import bench_merge
+import bench_peft
 import cli
 import lora
 import models
@@ -91,7 +92,12 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="also write the ratios to a file")
     parser.add_argument("--rules", metavar="RULE,...", help="time merge rules instead, or all")
     parser.add_argument("--millions", type=float, default=22, help="parameters, with --rules")
+    parser.add_argument("--peft", choices=["tiny", "small"],
+                        help="against the PEFT library, on the built-in ViT or on a ViT-S")
     args = parser.parse_args()
+    if args.peft:
+        bench_peft.compare(args.peft == "small", args.batch, args.rounds or 20, args.steps)
+        return
     if args.rules == "adamerging":
         bench_merge.adamerging(args.millions, args.rounds or 5)
         return

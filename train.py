@@ -50,7 +50,7 @@ def arguments():
     add("--model", default="vit", help="vit, bert, a published name, a folder or a file")
     add("--size", type=int, help="pixels, or most tokens of a text (default: the model's)")
     add("--random-weights", action="store_true", help="forget the pretraining, as a control")
-    add("--head", choices=HEADS, default="prototypes")
+    add("--head", choices=HEADS, help="default: prototypes for images, probe for texts")
     add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
     add("--rank", type=int)
     add("--alpha", type=float)
@@ -89,10 +89,11 @@ def resolve(args):
     for k in flags:
         if k not in keys:
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
+    head = args.head or {"image": "prototypes", "text": "probe"}[models.kind(args.model)]
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
     return {"adapter": args.adapter, "hp": hp, "linearize": reading, "quantize": args.quantize,
             "targets": args.targets, "init": args.init, "model": args.model, "size": args.size,
-            "random_weights": args.random_weights, "head": args.head, "data": args.data,
+            "random_weights": args.random_weights, "head": head, "data": args.data,
             "limit": args.limit, "steps": args.steps, "batch": args.batch,
             "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
             "device": cli.device(args.device), "dtype": args.dtype}
