@@ -50,6 +50,13 @@ def names(text, kind, known):
     return found
 
 
+def positive(args, *names):
+    """BadInput for a number of the command line that is given and below 1."""
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise BadInput(f"--{name} {getattr(args, name)}: give a positive number")
+
+
 def device(name):
     """The device to use; "auto" is cuda where there is one. BadInput if it is not available."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -28,7 +28,8 @@ import runs
 import spaces
 from errors import BadInput, unknown
 from instruments import INSTRUMENTS, Analysis
-from score import RULES, Tasks, evaluate, obstacle, split_joint
+from parallel import spread
+from score import RULES, Bench, Tasks, obstacle, row, split_joint, summarize
 
 LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
@@ -57,6 +58,7 @@ def arguments():
         help="one run: as a PEFT adapter; with --merge RULE: the merged encoder, Hugging Face form")
     add("--split", choices=["val", "test"], default="test")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
+    add("--jobs", type=int, default=1, metavar="N", help="rules at a time, for --merge")
     add("--device", default="auto")
     add("--json", metavar="FILE", help="also write every number to a file")
     add("--list", action="store_true", help="list the rules and stop")
@@ -71,6 +73,7 @@ def arguments():
         args.sweep.append(LAM)
     if args.export:
         check_export(args)
+    cli.positive(args, "jobs", "limit")
     args.device = cli.device(args.device)
     args.plot = plots.folder(args.plot) if args.plot else None
     if not args.runs and not args.list:
@@ -195,14 +198,20 @@ def plan(group, args):
 
 def merged_tables(loaded, args):
     """Merge every group and print one table per kind of adapter."""
-    groups, found = groups_of(loaded, args.by), {}
+    groups, units, owner = groups_of(loaded, args.by), [], []
     plans = {key: plan(group, args) for key, group in groups.items()}
-    swept = sum(len(c) for _, rules in plans.values() for c in rules.values() if len(c) > 1)
-    with tqdm(total=swept, desc="sweep on val") as bar:
-        for key, group in groups.items():
-            tasks = Tasks(group, args.device, args.limit, args.unlabelled)
-            space, rules = plans[key]
-            found[key] = evaluate(group, rules, tasks, space, args.split, bar, args.export)
+    for key, (space, rules) in plans.items():
+        folders = tuple(str(run["folder"]) for run in groups[key])
+        bench = Bench(folders, space, args.split, args.device, args.limit, args.unlabelled)
+        units += [(bench, rule, rules.get(rule), args.export) for rule in (None, *rules)]
+        owner += [key] * (1 + len(rules))
+    with tqdm(total=sum(len(choices or [0]) for _, _, choices, _ in units), desc="rules") as bar:
+        rows = spread(row, units, args.jobs, bar)
+    found = {key: {} for key in groups}
+    for key, made in zip(owner, rows):
+        found[key] |= made
+    for made in found.values():
+        summarize(made)
     for kind in dict.fromkeys(kind for kind, _ in groups):
         keys = [key for key in groups if key[0] == kind]
         first = groups[keys[0]][0]["setting"]

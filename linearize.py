@@ -155,6 +155,9 @@ class LayerTaylor(Adapter):
     def regularizer(self):
         return self.inner.regularizer()
 
+    def observed(self):
+        return self.inner.observed()
+
     @classmethod
     def before_training(cls, layers, total_steps):
         inner = [layer.inner for layer in layers]

@@ -90,6 +90,10 @@ class Adapter(nn.Module):
         """Added to the loss of every step."""
         return 0.0
 
+    def observed(self):
+        """Tensors beside the trained parameters whose gradient a hook reads."""
+        return ()
+
     # Hooks over all layers of a model at once; steps are optimizer steps, counted from 1.
 
     @classmethod

@@ -5,11 +5,15 @@
     share        (merged - base) / (single - base) of the means: what survives of the gain
 """
 
+import functools
 import statistics
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import data
+import exchange
 import merge
 import models
 import runs
@@ -137,6 +141,7 @@ def search(rule, choices, space, tasks, bar):
         result = one if lam is None else along(space.base, one, lam)
         row = {"chosen": choice, "result": result, "seconds": peak.seconds, "bytes": peak.bytes}
         if len(choices) == 1:
+            bar.update()
             return row | {"val_curve": []}
         if ends:
             between = {t: ends[0][t] + lam * (ends[1][t] - ends[0][t]) for t in ends[0]}
@@ -170,41 +175,68 @@ def obstacle(rule, space, count):
     return None
 
 
-def evaluate(group, rules, tasks, space_name, split, bar, export=None):
-    """All rows of one group of runs: {row: {"scores": {task: acc}, "chosen": {...}, ...}}.
+class Bench(NamedTuple):
+    """What identifies a group of runs and how it is scored: plain values, for any process."""
 
-    rules    {name: list of settings to choose from}
-    export   a folder for the merged encoder, of the last rule
+    folders: tuple
+    space: str
+    split: str
+    device: str
+    limit: int | None
+    unlabelled: str
+
+
+@functools.lru_cache(maxsize=2)
+def prepared(bench):
+    """(joint runs, Tasks, Space) of a Bench, loaded once per process."""
+    joint, group = split_joint(loaded := [exchange.load(folder) for folder in bench.folders])
+    tasks = Tasks(loaded, bench.device, bench.limit, bench.unlabelled)
+    return joint, tasks, spaces.vectors(group, bench.space, tasks.device)
+
+
+def references(bench, bar):
+    """The rows that no rule makes: {"base", "single", "joint": {"scores": {task: acc}}}.
+
     A run trained on several tasks jointly is a row of its own and is not merged.
     """
-    joint, group = split_joint(group)
-    space = spaces.vectors(group, space_name, tasks.device)
-    rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)}}
+    joint, tasks, space = prepared(bench)
+    rows = {"base": {"scores": tasks.scores(space.apply(space.base), bench.split)}}
     single = {task: [] for task in tasks.runs}
-    for run, tau in zip(group, space.taus):
-        task, model = run["setting"]["task"], space.apply(merge.add(space.base, tau))
-        single[task].append(tasks.score(model, split, task))
-    single = {task: statistics.fmean(scores) for task, scores in single.items()}
-    rows["single"] = {"scores": single}
+    for task, tau in zip(tasks.order, space.taus):
+        model = space.apply(merge.add(space.base, tau))
+        single[task].append(tasks.score(model, bench.split, task))
+    rows["single"] = {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}
     for run in joint:
         model = runs.rebuild(run, runs.base_encoder(run, tasks.device))
-        rows["joint"] = {"scores": tasks.scores(model, split)}
-    for rule, choices in rules.items():
-        row = search(rule, choices, space, tasks, bar)
-        result = row.pop("result")
-        if isinstance(result, merge.Experts) and result.route:
-            sent = tasks.routed(result, space, split)
-            row["scores"] = {t: statistics.fmean(hit) for t, (hit, _) in sent.items()}
-            row["routed"] = {t: statistics.fmean(own) for t, (_, own) in sent.items()}
-        else:
-            row["scores"] = tasks.score_result(result, space, split)
-        rows[rule] = row
-        if export:
-            about = {"rule": rule, "space": space_name, "split": split,
-                     "runs": [r["folder"].name for r in group]}
-            write_merged(space.apply(result), tasks.heads, about | row, export)
-    summarize(rows)
+        rows["joint"] = {"scores": tasks.scores(model, bench.split)}
+    bar.update()
     return rows
+
+
+def merged(bench, rule, choices, export, bar):
+    """The row of a rule: {rule: {"scores": {task: acc}, "chosen": {...}, "val_curve", ...}}.
+
+    choices  list of settings to choose from;  export  a folder for the merged encoder, or None
+    """
+    _, tasks, space = prepared(bench)
+    row = search(rule, choices, space, tasks, bar)
+    result = row.pop("result")
+    if isinstance(result, merge.Experts) and result.route:
+        sent = tasks.routed(result, space, bench.split)
+        row["scores"] = {t: statistics.fmean(hit) for t, (hit, _) in sent.items()}
+        row["routed"] = {t: statistics.fmean(own) for t, (_, own) in sent.items()}
+    else:
+        row["scores"] = tasks.score_result(result, space, bench.split)
+    if export:
+        about = {"rule": rule, "space": bench.space, "split": bench.split,
+                 "runs": [Path(folder).name for folder in bench.folders]}
+        write_merged(space.apply(result), tasks.heads, about | row, export)
+    return {rule: row}
+
+
+def row(bench, rule, choices, export, bar):
+    """`merged`, or `references` where the rule is None: one unit of work for parallel.spread."""
+    return merged(bench, rule, choices, export, bar) if rule else references(bench, bar)
 
 
 def summarize(rows):

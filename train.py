@@ -6,7 +6,9 @@
 """
 
 import argparse
+import contextlib
 import copy
+import io
 import math
 import shutil
 import statistics
@@ -25,6 +27,7 @@ import datasets
 import exchange
 import lora
 import models
+import parallel
 import runs
 import suite
 import text_suite
@@ -43,6 +46,7 @@ def arguments():
     add("--adapter", default="l_lora", help="see --list")
     add("--linearize", choices=READINGS, help="off, layer or model; default: the adapter's own")
     add("--task", help="built-in tasks (a,b), all, any name with --data (default: the first)")
+    add("--jobs", type=int, default=1, metavar="N", help="runs at a time, for several tasks")
     add("--joint", action="store_true", help="one model on all of --task, turn by turn")
     add("--data", metavar="FOLDER", help="folder of a published data set or of your own")
     add("--download", action="store_true", help="fetch the files of a known --task into --data")
@@ -69,11 +73,11 @@ def arguments():
     add("--overwrite", action="store_true", help="replace an existing run")
     add("--list", action="store_true", help="list the adapters and stop")
     args = p.parse_args()
+    if args.jobs > 1 and parallel.place()[1] > 1:
+        raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
     if args.adapter not in lora.ADAPTERS:
         raise unknown("adapter", args.adapter, lora.ADAPTERS)
-    for name in ("steps", "batch", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise BadInput(f"--{name} {getattr(args, name)}: give a positive number")
+    cli.positive(args, "steps", "batch", "limit", "jobs")
     return args
 
 
@@ -209,18 +213,22 @@ def fit(model, sets, setting, folder):
     layers = list(lora.adapters(encoder).values())
     hooks, params = type(layers[0]), list(lora.trainable(encoder).values())
     optimizer, total = optimizer_of(model, setting), setting["steps"] * len(sets)
-    log = runs.load_progress(folder, model, optimizer)
-    bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}")
+    log, (rank, count) = runs.load_progress(folder, model, optimizer), parallel.place()
+    bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}",
+               disable=rank > 0 or None)
     for step in bar:
         head, inputs, labels = sets[step % len(sets)]
         rows = batch_rows(len(inputs), setting["batch"], step // len(sets), setting["seed"])
         for g in optimizer.param_groups:
             g["lr"] = g["base_lr"] * schedule(step, total)
-        logits = head(model(models.place(inputs[rows], params[0])))
-        loss = F.cross_entropy(logits, labels[rows].to(params[0].device))
-        loss = loss + sum(layer.regularizer() for layer in layers)
+        mine = rows[rank::count]                         # all of them, if there is one process
+        logits = head(model(models.place(inputs[mine], params[0])))
+        loss = F.cross_entropy(logits, labels[mine].to(params[0].device)) * (len(mine) / len(rows))
+        loss = loss + sum(layer.regularizer() for layer in layers) / count
         optimizer.zero_grad()
         loss.backward()
+        seen = [*params, *(t for layer in layers for t in layer.observed())]
+        parallel.add_up([loss := loss.detach(), *(p.grad for p in seen if p.grad is not None)])
         log.append((step + 1, loss.item(), optimizer.param_groups[0]["lr"]))
         if not math.isfinite(log[-1][1]):
             raise BadInput(f"the loss became {log[-1][1]} at step {step + 1} with learning rate "
@@ -230,7 +238,7 @@ def fit(model, sets, setting, folder):
         optimizer.step()
         hooks.after_step(layers, step + 1, total)
         bar.set_postfix(loss=f"{log[-1][1]:.3f}", refresh=False)
-        if (step + 1) % SAVE_EVERY == 0 and step + 1 < total:
+        if (step + 1) % SAVE_EVERY == 0 and step + 1 < total and rank == 0:
             runs.save_progress(folder, model, optimizer, log)
     return log
 
@@ -258,13 +266,17 @@ def train(setting, task, out):
     type(injected[0]).before_training(injected, setting["steps"] * len(names))
     exchange.start_from(setting, model, layers)
     trainable, frozen = describe(model, setting, layers)
-    runs.start_folder(folder, setting)
+    first = parallel.place()[0] == 0
+    if first:
+        runs.start_folder(folder, setting)
     tasks = {name: load_task(name, setting, base) for name in names}
     start, _ = runs.state(model)
     score = lambda model, split: {name: accuracy(model, head, *sets[split])
                                   for name, (head, sets) in tasks.items()}
     base_val = statistics.fmean(score(base, "val").values())
     log = fit(model, [(head, *sets["train"]) for head, sets in tasks.values()], setting, folder)
+    if not first:
+        return
     val, test = score(model, "val"), score(model, "test")
     result = {"base_val": base_val, "val": statistics.fmean(val.values()),
               "test": statistics.fmean(test.values()), "trainable": trainable, "frozen": frozen,
@@ -275,6 +287,14 @@ def train(setting, task, out):
                   result, log)
     print(f"base val {base_val:.3f} before training, {result['seconds']:.0f} s")
     print(f"val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}", flush=True)
+
+
+def captured(setting, task, out, bar):
+    """`train`, as a unit of work for parallel.spread; returns what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        train(setting, task, out)
+    bar.update()
+    return text.getvalue()
 
 
 def main():
@@ -291,13 +311,19 @@ def main():
     exchange.check_start(setting)
     check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
-    todo = [(unit, out) for unit in units
-            if check_out(out := out_folder(args, setting, unit), args)]
-    for unit, out in todo:
-        train(setting, unit, out)
-    many = len(units) > 1
-    print(f"next: python eval.py {out_folder(args, setting, '*' if many else units[0])}"
-          + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * many)
+    with parallel.group(args.batch):
+        todo = [(setting, unit, out) for unit in units
+                if check_out(out := out_folder(args, setting, unit), args)]
+        parallel.wait()                         # before one of them makes the first folder
+        if args.jobs == 1:
+            for unit in todo:
+                train(*unit)
+        else:
+            with tqdm(total=len(todo), desc="runs") as bar:
+                print("".join(parallel.spread(captured, todo, args.jobs, bar)), end="")
+        many = len(units) > 1
+        print(f"next: python eval.py {out_folder(args, setting, '*' if many else units[0])}"
+              + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * many)
 
 
 if __name__ == "__main__":

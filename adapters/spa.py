@@ -59,6 +59,9 @@ class SpA(Adapter):
     def trainable_count(self):
         return self.values.numel()
 
+    def observed(self):
+        return () if self.probe is None else (self.probe,)
+
     def choose_support(self):
         """The entries with the largest score, in order of position."""
         best = self.score.flatten().topk(len(self.values)).indices
