@@ -4,8 +4,9 @@ Time     rules take turns, and every round also reads each number of the task ve
          a ratio is formed within the round, the table shows the median. Freed memory is kept for
          the next result, as in a loop over settings: a first result also pays for its pages.
 Memory   the most held beside the base, in task vectors, when these come one by one.
-Recipes  two rules beside the way they are usually written: TIES by sorting a (T, n) matrix, and the
-         gradient of AdaMerging's coefficients with the merged weights inside the graph.
+Recipes  two rules beside the way they are usually written: TIES on a (T, n) matrix, its threshold
+         by sorting or by selection, and the gradient of AdaMerging's coefficients with the merged
+         weights inside the graph, built once or anew for every task.
 """
 
 import statistics
@@ -37,12 +38,21 @@ def task_vectors(millions, width=384):
     return {k: torch.zeros(shape) for k, shape in shapes.items()}, make
 
 
-def ties_by_sorting(base, taus, density=0.2):
-    """TIES as it is usually written: one (T, n) matrix, every row sorted to find its threshold."""
+def sort(size, keep):
+    """The `keep`-th largest number of every row, (T, 1), by sorting the rows."""
+    return size.sort(1, descending=True).values[:, keep - 1:keep]
+
+
+def kthvalue(size, keep):
+    """The same by selection."""
+    return size.kthvalue(size.shape[1] - keep + 1, 1, keepdim=True).values
+
+
+def ties_by(threshold, base, taus, density=0.2):
+    """TIES as it is usually written, on one (T, n) matrix; `threshold` is sort or kthvalue."""
     stack = torch.stack([flatten(tau) for tau in taus])
-    keep = round(density * stack.shape[1])
-    threshold = stack.abs().sort(1, descending=True).values[:, keep - 1:keep]
-    trimmed = torch.where(stack.abs() >= threshold, stack, 0)
+    trimmed = torch.where(stack.abs() >= threshold(stack.abs(), round(density * stack.shape[1])),
+                          stack, 0)
     sign = trimmed.sum(0).sign()
     sign[sign == 0] = 1.0 if sign.sum() >= 0 else -1.0
     agreeing = torch.where(trimmed * sign > 0, trimmed, 0)
@@ -73,19 +83,9 @@ def ratio(seconds, name, other):
 
 def rules(names, millions, rounds, count=8):
     """Print seconds of every rule, also against reading, and the task vectors it holds."""
-    keep_freed_memory()
     base, make = task_vectors(millions)
-    size, taus = sum(v.numel() for v in base.values()), [make(t) for t in range(count)]
-    contenders = {"reading": lambda: reading(base, taus)}
-    contenders |= {name: lambda f=RULES[name]: f(base, taus) for name in names}
-    if "ties" in names:
-        contenders["ties by sorting"] = lambda: ties_by_sorting(base, taus)
-    for name in contenders.keys() - {"ties by sorting"}:
-        contenders[name]()                                           # warm up
-    seconds, rows = turns(contenders, rounds), []
-    del taus, contenders
-    stop_keeping_freed_memory()                                  # last: it slows everything down
-    held = {}
+    size, held, rows = sum(v.numel() for v in base.values()), {}, []
+    stop_keeping_freed_memory()
     for name in tqdm(names, desc="memory"):
         peaks = []
         for _ in range(3):                   # the least: huge pages add slack, now and then
@@ -93,6 +93,16 @@ def rules(names, millions, rounds, count=8):
                 RULES[name](base, (make(t) for t in range(count)))
             peaks.append(peak.bytes / (4 * size))
         held[name] = f"{min(peaks):.1f}"
+    keep_freed_memory()
+    taus = [make(t) for t in range(count)]
+    contenders = {"reading": lambda: reading(base, taus)}
+    contenders |= {name: lambda f=RULES[name]: f(base, taus) for name in names}
+    for run in contenders.values():
+        run()                                                                    # warm up
+    if "ties" in names:
+        contenders |= {f"ties by {f.__name__}": lambda f=f: ties_by(f, base, taus)
+                       for f in (sort, kthvalue)}
+    seconds = turns(contenders, rounds)
     for name in seconds:
         middle = statistics.median(seconds[name])
         rows.append([name, f"{middle:.3f}", f"{1e9 * middle / size:.1f}",
@@ -101,7 +111,8 @@ def rules(names, millions, rounds, count=8):
           f"{torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
     if "ties" in names:
-        print(f"ties / ties by sorting {ratio(seconds, 'ties', 'ties by sorting'):.2f}")
+        print("  ".join(f"ties / {name} {ratio(seconds, 'ties', name):.2f}"
+                        for name in seconds if name.startswith("ties by")))
 
 
 def adamerging(millions, rounds, count=8, batch=16):
@@ -134,7 +145,7 @@ def adamerging(millions, rounds, count=8, batch=16):
     found = [run() for run in contenders.values()]                           # also warms up
     difference = max((g - found[0]).abs().max().item() for g in found)
     seconds, rows = turns(contenders, rounds), []
-    stop_keeping_freed_memory()
+    stop_keeping_freed_memory()                                  # last: it slows everything down
     for name, run in contenders.items():
         with Peak() as peak:
             run()

@@ -63,7 +63,8 @@ def sentiment(rng, y):
     """1: the verdict is good. The verdict is that of the main clause, or of the one after but."""
     work, other = draw(rng, WORKS, 2)
     if chance(rng):
-        return opinion(rng, work, y == 1)
+        text = opinion(rng, work, y == 1)
+        return f"{text} {near(rng)}" if chance(rng, 0.8) else text
     return contrast(rng, opinion(rng, work, y == 1), opinion(rng, other, y == 0))
 
 

@@ -467,7 +467,8 @@ def test_bench_compares_with_lora(command):
 
 def test_bench_of_rules_counts_what_they_hold(command):
     """Beside the base, a streaming rule holds its result and the task vector at hand."""
-    words = [sys.executable, "bench.py", "--rules", "average,ties", "--millions", "8"]
+    words = [sys.executable, "bench.py", "--rules", "average,ties", "--millions", "8",
+             "--rounds", "1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)      # its own heap
     out = done.stdout
     assert done.returncode == 0, done.stderr
