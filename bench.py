@@ -3,6 +3,9 @@
     python bench.py                                    # every adapter as it runs by default
     python bench.py --adapters lora,l_lora,dora --rounds 40
     python bench.py --rules all                        # merge rules on 8 x 22 million parameters
+    python bench.py --rules adamerging                 # one gradient of its coefficients
+    python bench.py --growth                           # against rank, depth, batch, tasks
+    python bench.py --peft tiny                        # training steps beside the PEFT library
 
 Time     the adapters take turns: each round gives every one of them a few steps, and its ratio to
          LoRA is formed within the round, so that a slow moment of the machine hits all alike. The
@@ -22,11 +25,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import bench_growth
 import bench_merge
 import bench_peft
 import cli
 import lora
 import models
+import plots
 import runs
 from linearize import adapt, encoder_of
 from score import RULES
@@ -35,14 +40,13 @@ SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # 
 
 
 class Contender:
-    """One adapter on its own copy of the encoder, with an optimizer and a fixed batch."""
+    """One adapter on an encoder, the built-in one if none is given, an optimizer, a fixed batch."""
 
-    def __init__(self, adapter, reading, batch):
-        encoder = models.load("vit")
-        encoder.requires_grad_(False)
+    def __init__(self, adapter, reading, batch, encoder=None, **hp):
+        encoder = (encoder or models.load("vit")).requires_grad_(False)
         self.frozen = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
         self.model, _ = adapt(encoder, adapter, reading, generator=torch.Generator().manual_seed(0),
-                              **SETTLED.get(adapter, {}))
+                              **SETTLED.get(adapter, {}), **hp)
         inner = encoder_of(self.model)
         self.layers = list(lora.adapters(inner).values())
         self.params = lora.trainable(inner).values()
@@ -92,9 +96,15 @@ def main():
     parser.add_argument("--json", metavar="FILE", help="also write the ratios to a file")
     parser.add_argument("--rules", metavar="RULE,...", help="time merge rules instead, or all")
     parser.add_argument("--millions", type=float, default=22, help="parameters, with --rules")
+    parser.add_argument("--growth", action="store_true", help="double rank, depth, batch, tasks")
+    parser.add_argument("--plot", metavar="FOLDER", help="draw --growth too (needs matplotlib)")
     parser.add_argument("--peft", choices=["tiny", "small"],
                         help="against the PEFT library, on the built-in ViT or on a ViT-S")
     args = parser.parse_args()
+    if args.growth:
+        folder = plots.folder(args.plot) if args.plot else None
+        bench_growth.growth(Contender, args.rounds or 10, folder)
+        return
     if args.peft:
         bench_peft.compare(args.peft == "small", args.batch, args.rounds or 20, args.steps)
         return

@@ -73,14 +73,16 @@ HEADS = {"prototypes": Prototypes, "probe": Probe}
 
 @torch.no_grad()
 def features(model, inputs, batch=250):
-    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks, on the model's device.
+    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks, on the model's device and
+    in float32 or better: heads are not fitted in bfloat16.
 
     batch   images at a time; of long texts fewer, 16,000 tokens
     """
     like = next(model.parameters())
     if not inputs.is_floating_point():
         batch = max(1, min(batch, 16_000 // inputs.shape[1]))
-    return torch.cat([model(place(chunk, like)) for chunk in inputs.split(batch)])
+    out = torch.cat([model(place(chunk, like)) for chunk in inputs.split(batch)])
+    return out.to(torch.promote_types(out.dtype, torch.float32))
 
 
 def correct(head, features, labels):

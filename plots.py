@@ -72,7 +72,7 @@ def plane(values, lams, names, title, caption, path, low=None, high=None):
     save(figure, caption, path)
 
 
-def curves(lines, x_label, y_label, title, caption, path):
+def curves(lines, x_label, y_label, title, caption, path, log=False):
     """Lines {label: [(x, y), ...] or [(x, y, low, high), ...]}, the latter with a band."""
     figure, axes = canvas()
     for label, points in lines.items():
@@ -80,6 +80,8 @@ def curves(lines, x_label, y_label, title, caption, path):
         drawn, = axes.plot(x, y, marker="o", markersize=3, label=label)
         if band:
             axes.fill_between(x, *band, alpha=0.15, color=drawn.get_color())
+    if log:
+        axes.set_xscale("log", base=2), axes.set_yscale("log", base=2)
     axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
     axes.grid(alpha=0.3), axes.legend(fontsize=8)
     save(figure, caption, path)

@@ -161,13 +161,16 @@ def load(folder):
 
 
 def base_encoder(run, device="cpu"):
-    """The pretrained encoder of a run, without adapter; BadInput if the file has changed since."""
+    """The pretrained encoder of a run, without adapter; BadInput if the file has changed since.
+
+    In float32 or better: what was trained in bfloat16 is merged and scored in float32.
+    """
     s = run["setting"]
     encoder = models.load(s["model"], s["size"], s["random_weights"])
     if encoder.sha256 != run["base"]["sha256"]:
         raise BadInput(f"{run['folder']} was trained on another checkpoint: {s['model']} has "
                        f"sha256 {encoder.sha256[:12]}, the run {run['base']['sha256'][:12]}")
-    return encoder.to(device, getattr(torch, s["dtype"]))
+    return encoder.to(device, torch.promote_types(getattr(torch, s["dtype"]), torch.float32))
 
 
 def rebuild(run, encoder):

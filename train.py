@@ -67,7 +67,7 @@ def arguments():
     add("--wd", type=float, default=0.0)
     add("--seed", type=int, default=0)
     add("--device", default="auto")
-    add("--dtype", choices=["float32", "float64"], default="float32")
+    add("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
     add("--out", default="runs/{model}-{adapter}-{task}-s{seed}")
     add("--resume", action="store_true", help="continue an interrupted run; skip finished ones")
     add("--overwrite", action="store_true", help="replace an existing run")

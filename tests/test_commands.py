@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench
 import compare
 import eval as evaluation
 import lora
@@ -455,28 +454,31 @@ def test_pretrain_writes_a_checkpoint_and_replaces_none(command, tmp_path, monke
     assert again.sha256 == first.sha256                   # the same seed, the same bits
 
 
-def test_bench_compares_with_lora(command):
-    words = ["--rounds", 2, "--steps", 1, "--batch", 2]
-    code, out, _ = command(bench.main, "--adapters", "lora_fa", *words)
-    rows = [line.split("|") for line in out.splitlines() if line.startswith("| lora")]
-    assert code == 0 and [row[1].strip() for row in rows] == ["lora", "lora_fa"]
-    assert rows[0][5].split() == ["1.00", "(1.00", "to", "1.00)"]
-    assert float(rows[1][7]) < 1                         # no input is kept for a frozen A
-    assert command(bench.main, "--adapters", "lra")[0] == 2
+@pytest.mark.parametrize("adapter", ["lora", "l_lora", "dora"])
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_bfloat16_trains_and_merges(fit, command, tiny_text, tmp_path, kind, adapter):
+    """Trained in bfloat16, heads fitted, merged and scored in float32."""
+    words = {"image": ["--task", "digits,count"],
+             "text": ["--task", "order,coref", "--model", tiny_text]}[kind]
+    code, _, err = fit("--adapter", adapter, "--dtype", "bfloat16", "--lr", 0.02, *words)
+    assert code == 0, err
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert all(v.dtype == torch.bfloat16 and v.isfinite().all()
+               for v in runs.load(folders[0])["trained"].values())
+    code, out, err = command(evaluation.main, *folders, "--merge", "ties,fisher,fitted", "--limit",
+                             20)
+    assert code == 0 and "| fitted" in out, err
 
 
-def test_bench_of_rules_counts_what_they_hold(command):
-    """Beside the base, a streaming rule holds its result and the task vector at hand."""
-    words = [sys.executable, "bench.py", "--rules", "average,ties", "--millions", "8",
-             "--rounds", "1"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)      # its own heap
-    out = done.stdout
-    assert done.returncode == 0, done.stderr
-    held = {row[1].strip(): float(row[5]) for row in
-            (line.split("|") for line in out.splitlines()) if len(row) > 5 and "." in row[5]}
-    assert 1.5 < held["average"] < 2.5 and 8 < held["ties"] < 10.5    # 2 and T + 2, and slack
-    code, _, err = command(bench.main, "--rules", "fisher")
-    assert code == 2 and "unknown rule without data 'fisher'" in err
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("adapter", ["lora", "l_lora", "adalora", "rosa"])
+def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
+    words = ["--task", "digits,count", *SPECIAL.get(adapter, [])]
+    assert fit("--adapter", adapter, "--device", "cuda", *words)[0] == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    code, out, err = command(evaluation.main, *folders, "--merge", "all", "--limit", 20,
+                             "--device", "cuda")
+    assert code == 0 and "| twin" in out, err
 
 
 def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, monkeypatch):

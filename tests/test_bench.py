@@ -1,0 +1,76 @@
+"""bench.py runs in all its parts; what its tables claim is measured, not asserted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench
+import bench_growth
+import bench_merge
+import merge
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_bench_compares_with_lora(command):
+    words = ["--rounds", 2, "--steps", 1, "--batch", 2]
+    code, out, _ = command(bench.main, "--adapters", "lora_fa", *words)
+    rows = [line.split("|") for line in out.splitlines() if line.startswith("| lora")]
+    assert code == 0 and [row[1].strip() for row in rows] == ["lora", "lora_fa"]
+    assert rows[0][5].split() == ["1.00", "(1.00", "to", "1.00)"]
+    assert float(rows[1][7]) < 1                         # no input is kept for a frozen A
+    assert command(bench.main, "--adapters", "lra")[0] == 2
+
+
+def test_bench_of_rules_counts_what_they_hold(command):
+    """Beside the base, a streaming rule holds its result and the task vector at hand."""
+    words = [sys.executable, "bench.py", "--rules", "average,ties", "--millions", "8",
+             "--rounds", "1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)      # its own heap
+    out = done.stdout
+    assert done.returncode == 0, done.stderr
+    held = {row[1].strip(): float(row[5]) for row in
+            (line.split("|") for line in out.splitlines()) if len(row) > 5 and "." in row[5]}
+    assert 1.5 < held["average"] < 2.5 and 8 < held["ties"] < 10.5    # 2 and T + 2, and slack
+    code, _, err = command(bench.main, "--rules", "fisher")
+    assert code == 2 and "unknown rule without data 'fisher'" in err
+
+
+@pytest.mark.parametrize("threshold", [bench_merge.sort, bench_merge.kthvalue])
+def test_the_recipe_is_ties(threshold):
+    """What ours is compared with computes the same thing."""
+    base, make = bench_merge.task_vectors(0.1, 64)
+    taus = [make(t) for t in range(3)]
+    want = merge.RULES["ties"](base, taus, lam=1.0)
+    for k, v in bench_merge.ties_by(threshold, base, taus).items():
+        torch.testing.assert_close(v, want[k])
+
+
+def test_bench_of_adamerging(command):
+    """Three ways to one gradient; the weights in the graph, once for every task, hold the most."""
+    words = ["--rules", "adamerging", "--millions", 1.8, "--rounds", 1]
+    code, out, err = command(bench.main, *words)
+    assert code == 0, err
+    assert float(out.split("at most ")[1].split()[0]) < 1e-5
+    held = [int(line.split("|")[4]) for line in out.splitlines()
+            if line.startswith(("| weights", "| in the graph"))]
+    assert held[0] < held[1] < held[2]
+
+
+def test_bench_of_growth(command, monkeypatch):
+    small = {"rank": (2, 4), "depth": (1, 2), "batch": (2, 4), "tasks": (2, 4)}
+    monkeypatch.setattr(bench_growth, "SIZES", small)
+    code, out, err = command(bench.main, "--growth", "--rounds", 1)
+    assert code == 0, err
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if " / " in line]
+    assert rows == ["LoRA, rank", "L-LoRA, rank", "LoRA, depth", "L-LoRA, depth", "LoRA, batch",
+                    "L-LoRA, batch", "average, tasks", "ties, tasks"]
+
+
+def test_bench_without_the_library_says_how_to_get_it(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    code, _, err = command(bench.main, "--peft", "tiny")
+    assert code == 2 and "pip install -r requirements-exchange.txt" in err
