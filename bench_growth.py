@@ -1,7 +1,7 @@
 """The part of bench.py that doubles one thing at a time: what is linear, and what is not.
 
     step     an optimizer step of LoRA and of the whole-model L-LoRA, and the bytes kept for its
-             backward pass, against rank, depth (blocks) and batch, around rank 8, 4 blocks, batch 32
+             backward pass, against rank, depth (blocks) and batch; else rank 8, 4 blocks, batch 32
     merge    a rule on T synthetic task vectors of 2 million parameters
 
 Sizes take turns in every round. The last column is the exponent k of time ~ size^k over the last

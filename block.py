@@ -7,7 +7,7 @@
 Shapes   z (B, T, D) · D width · h heads of d = D/h · mask (B, 1, 1, T), 0 or very negative
 Differs  q, k, v, out, fc1, fc2 are six separate nn.Linear per block, the places where adapters go.
          Attention is written out: the fused kernel behind F.scaled_dot_product_attention has no
-         forward-mode derivative on CPU, so it raises under torch.func.jvp (see linearize.py).
+         forward-mode derivative on CPU: it raises under torch.func.jvp and has no rule in dual.py.
 """
 
 import math

@@ -149,7 +149,10 @@ class LoRA(Adapter):
         return self.scale * self.B @ self.A
 
     def forward(self, x):
-        return self.base(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+        y, u = self.base(x), F.linear(x, self.A)                                 # u (..., r)
+        rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1]), self.B.T,
+                           alpha=self.scale)                        # y + s u B^T, in one pass
+        return rows.view_as(y)
 
     def tangent(self, x, p0, dp):
         """s [ (x A0^T) dB^T + (x dA^T) B0^T ]: the change of the output along dp, x (..., in) held.

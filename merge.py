@@ -94,7 +94,7 @@ def not_finite(tensors):
 
 
 def checked_stream(base, taus, finite=True):
-    """The task vectors one by one, checked and in the dtype of `base`; BadInput if there is none."""
+    """The task vectors one by one, checked and in the dtype of `base`; BadInput if none."""
     taus, t = iter(taus), 0
     while (tau := next(taus, None)) is not None:
         check(base, tau, t)

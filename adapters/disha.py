@@ -16,7 +16,8 @@ from lora import Adapter, check_rank, register
 
 def pool(x, r):
     """Sum of the inputs with equal index mod r: x (..., in) -> (..., r), zero-padded to fit."""
-    x = F.pad(x, (0, -x.shape[-1] % r))
+    if missing := -x.shape[-1] % r:                       # F.pad by nothing would copy
+        x = F.pad(x, (0, missing))
     return x.unflatten(-1, (-1, r)).sum(-2)
 
 

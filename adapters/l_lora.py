@@ -3,9 +3,9 @@
     f_lin(x; p) = f(x; p0) + J f(x; p0) (p - p0),   p = (A, B) of every layer
 
 Only the adapter is linearized, the pretrained model stays as it is. The paper writes f for the
-whole network: that is `--adapter l_lora`, the jvp of linearize.py. Its released code expands each
-LoRA layer by itself: that is `--adapter l_lora --linearize layer`, and this class, where the jvp
-has a closed form:
+whole network: that is `--adapter l_lora`, LinearizedModel of linearize.py. Its released code
+expands each LoRA layer by itself: that is `--adapter l_lora --linearize layer`, and this class, where the
+expansion has a closed form:
 
     y = x W0^T + s [ (x A0^T) B^T + (x (A - A0)^T) B0^T ],    delta = s [ B A0 + B0 (A - A0) ]
 

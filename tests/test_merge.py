@@ -129,7 +129,7 @@ def test_task_vectors_may_come_from_a_generator(name):
     quick = {k: v for k, v in QUICK.items() if k in merge.options(name)}
     streamed = (RULES | EXPERTS)[name](base, (tau for tau in taus), **quick | needs)
     for a, b in zip(models(listed), models(streamed), strict=True):
-        for k in base:                                                   # and: same input, same bits
+        for k in base:                                                  # and: same input, same bits
             torch.testing.assert_close(a[k], b[k], rtol=1e-15 if name == "average" else 0, atol=0)
 
 
