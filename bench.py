@@ -19,9 +19,11 @@ Rules    seconds with all task vectors in memory, also relative to reading each 
 import argparse
 import statistics
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
@@ -33,10 +35,18 @@ import lora
 import models
 import plots
 import runs
-from linearize import adapt, encoder_of
+from linearize import LayerTaylor, adapt, encoder_of, taylor
 from score import RULES
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
+
+
+BY_JVP = ", jvp"                         # a linearization by torch.func.jvp, for comparison
+
+
+def definition(model, p, x):
+    """f_lin(x; p) as the docstring of linearize.py defines it."""
+    return taylor(lambda p: functional_call(model.model, p, (x,)), model.p0, p)
 
 
 class Contender:
@@ -45,9 +55,15 @@ class Contender:
     def __init__(self, adapter, reading, batch, encoder=None, **hp):
         encoder = (encoder or models.load("vit")).requires_grad_(False)
         self.frozen = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
-        self.model, _ = adapt(encoder, adapter, reading, generator=torch.Generator().manual_seed(0),
-                              **SETTLED.get(adapter, {}), **hp)
+        generator = torch.Generator().manual_seed(0)
+        self.model, layers = adapt(encoder, adapter, reading.removesuffix(BY_JVP), **hp,
+                                   generator=generator, **SETTLED.get(adapter, {}))
         inner = encoder_of(self.model)
+        if reading == "model" + BY_JVP:
+            self.model.at = partial(definition, self.model)
+        if reading == "off" + BY_JVP:
+            for name in layers:
+                inner.set_submodule(name, LayerTaylor(inner.get_submodule(name)))
         self.layers = list(lora.adapters(inner).values())
         self.params = lora.trainable(inner).values()
         groups = [g for layer in self.layers for g in layer.param_groups(1e-4, 0.0)]
@@ -120,7 +136,7 @@ def main():
     names = cli.names(args.adapters, "adapter", every) if args.adapters else every
     kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
     if "l_lora" in names:
-        kinds.append(("l_lora", "layer"))
+        kinds += [("l_lora", "layer"), ("l_lora", "model" + BY_JVP), ("lora", "off" + BY_JVP)]
     contenders = {kind: Contender(*kind, args.batch) for kind in tqdm(kinds, desc="building")}
     seconds = {kind: [] for kind in kinds}
     for contender in contenders.values():
@@ -136,7 +152,8 @@ def main():
         ratios = [a / b for a, b in zip(seconds[kind], seconds["lora", "off"])]
         low, middle, high = statistics.quantiles(ratios, n=4)
         kept = contenders[kind].kept()
-        rows.append([*kind, f"{sum(p.numel() for p in contenders[kind].params):,}",
+        shown = (kind[0], kind[1].replace("off" + BY_JVP, "layer" + BY_JVP))
+        rows.append([*shown, f"{sum(p.numel() for p in contenders[kind].params):,}",
                      f"{1e3 * statistics.median(seconds[kind]):.0f}",
                      f"{middle:.2f} ({low:.2f} to {high:.2f})",
                      f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])

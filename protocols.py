@@ -23,9 +23,9 @@ from instruments import instrument, mean_over
 
 
 @instrument
-def subsets(a, rules=("average", "task_arithmetic", "ties"), per_size=6,
+def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size=6,
             lams=(0.1, 0.2, 0.3, 0.5, 1.0)):
-    """Merging K tasks, K = 2 .. T, by three rules: lam chosen on val for each K, scored on test.
+    """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, scored on test.
 
     All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed. The average has
     no lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
