@@ -18,7 +18,7 @@ Kernels  the Jacobians of softmax, of LayerNorm without g and of GELU are symmet
 Cost     no value depends on what is trained, so autograd records nothing of the values: the
          backward pass runs through the tangents alone and is that of an ordinary network.
 Differs  torch.func.jvp does the same for every operation that PyTorch has, and stays the definition
-         that the tests hold this file to; it records both halves and takes about twice as long.
+         that the tests hold this file to; it records both halves and takes half as long again.
 """
 
 import torch

@@ -11,7 +11,7 @@ Two readings, for every adapter:
     model   f is the whole encoder. f_lin is affine in p: adding task vectors adds outputs exactly,
             f_lin(p0 + t1 + t2) - f(p0) = [f_lin(p0 + t1) - f(p0)] + [f_lin(p0 + t2) - f(p0)].
             Not a weight edit: merged in adapter space, evaluated with its tangents (dual.py), at
-            1.2 times the cost of LoRA.
+            1.4 times the cost of LoRA.
             `taylor`, two lines of torch.func.jvp, is the definition.
     layer   f is one adapter layer, as in the paper's released code; the network between the layers
             stays non-linear, so outputs do not add. It has a dense delta and costs what LoRA costs.
