@@ -92,6 +92,22 @@ def set_tensors(model, trained, buffers, source):
 # ---- writing -------------------------------------------------------------------------------------
 
 
+def is_open(out, resume, overwrite):
+    """True if the run must be made; BadInput if something is in the way."""
+    if overwrite:
+        shutil.rmtree(partial(out), ignore_errors=True)
+        return True
+    if out.exists():
+        if not resume:
+            raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+        print(f"{out} is finished: skipped")
+        return False
+    if partial(out).exists() and not resume:
+        raise BadInput(f"{partial(out)} is an interrupted run: --resume continues it, "
+                       "--overwrite starts again")
+    return True
+
+
 def start_folder(folder, setting):
     """Make <out>.partial, or check that the interrupted run in it had the same settings."""
     path = folder / "config.json"

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import io
 import math
-import shutil
 import statistics
 import time
 from collections import Counter
@@ -138,22 +137,6 @@ def out_folder(args, setting, task):
     except (KeyError, IndexError, ValueError):
         raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{task}} and {{seed}} "
                        "are filled in") from None
-
-
-def check_out(out, args):
-    """True if the run must be made; BadInput if something is in the way."""
-    if args.overwrite:
-        shutil.rmtree(runs.partial(out), ignore_errors=True)
-        return True
-    if out.exists():
-        if not args.resume:
-            raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
-        print(f"{out} is finished: skipped")
-        return False
-    if runs.partial(out).exists() and not args.resume:
-        raise BadInput(f"{runs.partial(out)} is an interrupted run: --resume continues it, "
-                       "--overwrite starts again")
-    return True
 
 
 def batch_rows(n, batch, step, seed):
@@ -312,8 +295,9 @@ def main():
     check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
     with parallel.group(args.batch):
-        todo = [(setting, unit, out) for unit in units
-                if check_out(out := out_folder(args, setting, unit), args)]
+        outs = [out_folder(args, setting, unit) for unit in units]
+        todo = [(setting, unit, out) for unit, out in zip(units, outs)
+                if runs.is_open(out, args.resume, args.overwrite)]
         parallel.wait()                         # before one of them makes the first folder
         if args.jobs == 1:
             for unit in todo:
