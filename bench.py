@@ -35,6 +35,7 @@ import lora
 import models
 import plots
 import runs
+from errors import BadInput
 from linearize import LayerTaylor, adapt, encoder_of, taylor
 from score import RULES
 
@@ -102,51 +103,18 @@ class Contender:
         return sum(size for pointer, size in seen.items() if pointer not in self.frozen)
 
 
-def main():
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--adapters", help="comma-separated (default: all)")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, help="default: 20, with --rules 5")
-    parser.add_argument("--steps", type=int, default=2, help="steps per adapter and round")
-    parser.add_argument("--json", metavar="FILE", help="also write the ratios to a file")
-    parser.add_argument("--rules", metavar="RULE,...", help="time merge rules instead, or all")
-    parser.add_argument("--millions", type=float, default=22, help="parameters, with --rules")
-    parser.add_argument("--growth", action="store_true", help="double rank, depth, batch, tasks")
-    parser.add_argument("--plot", metavar="FOLDER", help="draw --growth too (needs matplotlib)")
-    parser.add_argument("--peft", choices=["tiny", "small"],
-                        help="against the PEFT library, on the built-in ViT or on a ViT-S")
-    args = parser.parse_args()
-    if args.growth:
-        folder = plots.folder(args.plot) if args.plot else None
-        bench_growth.growth(Contender, args.rounds or 10, folder)
-        return
-    if args.peft:
-        bench_peft.compare(args.peft == "small", args.batch, args.rounds or 20, args.steps)
-        return
-    if args.rules == "adamerging":
-        bench_merge.adamerging(args.millions, args.rounds or 5)
-        return
-    if args.rules:
-        free = [name for name, f in RULES.items() if not f.needs and not f.count]
-        chosen = free if args.rules == "all" else cli.names(args.rules, "rule without data", free)
-        bench_merge.rules(chosen, args.millions, args.rounds or 5)
-        return
-    every = sorted(lora.ADAPTERS)
-    names = cli.names(args.adapters, "adapter", every) if args.adapters else every
-    kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
-    if "l_lora" in names:
-        kinds += [("l_lora", "layer"), ("l_lora", "model" + BY_JVP), ("lora", "off" + BY_JVP)]
-    contenders = {kind: Contender(*kind, args.batch) for kind in tqdm(kinds, desc="building")}
+def compare(kinds, batch, rounds, steps):
+    """Print the table of adapters; [{"adapter", "linearize", "time", "kept"}], relative to LoRA."""
+    contenders = {kind: Contender(*kind, batch) for kind in tqdm(kinds, desc="building")}
     seconds = {kind: [] for kind in kinds}
     for contender in contenders.values():
         contender.step(), contender.step()                           # warm up
-    for _ in tqdm(range(args.rounds or 20), desc="rounds"):
+    for _ in tqdm(range(rounds), desc="rounds"):
         for kind, contender in contenders.items():
             began = time.perf_counter()
-            for _ in range(args.steps):
+            for _ in range(steps):
                 contender.step()
-            seconds[kind].append((time.perf_counter() - began) / args.steps)
+            seconds[kind].append((time.perf_counter() - began) / steps)
     rows, found, base = [], [], contenders["lora", "off"].kept()
     for kind in kinds:
         ratios = [a / b for a, b in zip(seconds[kind], seconds["lora", "off"])]
@@ -159,12 +127,59 @@ def main():
                      f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
         found.append(dict(zip(("adapter", "linearize", "time", "kept"), (*kind, middle,
                                                                          kept / base))))
-    print(f"batch {args.batch}, {args.rounds or 20} rounds of {args.steps} steps, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"batch {batch}, {rounds} rounds of {steps} steps, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}")
     print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
                      "kept / lora"], rows))
-    if args.json:
-        runs.write_json(found, args.json)
+    return found
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--adapters", help="comma-separated (default: all)")
+    add("--batch", type=int, default=32)
+    add("--rounds", type=int, help="default: 20; with --growth 10, with --rules 5")
+    add("--steps", type=int, default=2, help="steps per adapter and round")
+    add("--json", metavar="FILE", help="also write the ratios to a file")
+    add("--rules", metavar="RULE,...", help="merge rules instead: some, all, or adamerging")
+    add("--millions", type=float, default=22, help="parameters, with --rules")
+    add("--growth", action="store_true", help="double rank, depth, batch, tasks")
+    add("--plot", metavar="FOLDER", help="draw --growth too (needs matplotlib)")
+    add("--peft", choices=["tiny", "small"],
+        help="against the PEFT library, on the built-in ViT or on a ViT-S")
+    args = parser.parse_args()
+    cli.positive(args, "batch", "rounds", "steps")
+    if args.rounds == 1 and not (args.rules or args.growth):
+        raise BadInput("--rounds 1: quartiles need at least 2")
+    args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
+    return args
+
+
+def main():
+    """Print the table that was asked for."""
+    args = arguments()
+    if args.growth:
+        folder = plots.folder(args.plot) if args.plot else None
+        bench_growth.growth(Contender, args.rounds, folder)
+    elif args.peft:
+        bench_peft.compare(args.peft == "small", args.batch, args.rounds, args.steps)
+    elif args.rules == "adamerging":
+        bench_merge.adamerging(args.millions, args.rounds)
+    elif args.rules:
+        free = [name for name, f in RULES.items() if not f.needs and not f.count]
+        chosen = free if args.rules == "all" else cli.names(args.rules, "rule without data", free)
+        bench_merge.rules(chosen, args.millions, args.rounds)
+    else:
+        every = sorted(lora.ADAPTERS)
+        names = cli.names(args.adapters, "adapter", every) if args.adapters else every
+        kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
+        if "l_lora" in names:
+            kinds += [("l_lora", "layer"), ("l_lora", "model" + BY_JVP), ("lora", "off" + BY_JVP)]
+        found = compare(kinds, args.batch, args.rounds, args.steps)
+        if args.json:
+            runs.write_json(found, args.json)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def step_times(args):
         subprocess.run([sys.executable, str(HERE / "bench.py"), "--json", str(path)], cwd=HERE,
                        check=True)
     rows = json.loads(path.read_text())
-    return {r["adapter"]: r["time"] for r in rows if r["linearize"] != "layer"}
+    return {r["adapter"]: r["time"] for r in rows
+            if r["linearize"] == lora.ADAPTERS[r["adapter"]].linearize}
 
 
 def row(args, adapter, times):

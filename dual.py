@@ -39,9 +39,17 @@ class Dual:
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if function.__name__ not in RULES:
-            raise BadInput(f"{function.__name__} of a model that is linearized as a whole: dual.py "
-                           "has no rule for it, add one there")
+            raise no_rule(function.__name__)
         return RULES[function.__name__](*args, **(kwargs or {}))
+
+    def __getattr__(self, name):
+        raise AttributeError(name) if name.startswith("__") else no_rule(name)
+
+
+def no_rule(name):
+    """The error for an operation that is not in RULES."""
+    return BadInput(f"{name} of a model that is linearized as a whole: dual.py has no rule for it, "
+                    "add one there")
 
 
 def rule(*names):
@@ -93,9 +101,26 @@ def matmul(a, b):
     return bilinear(torch.matmul, a, b)
 
 
+@rule("neg", "__neg__")
+def neg(a):
+    return Dual(-a.z, -a.dz)
+
+
+@rule("sub", "__sub__")
+def sub(a, b):
+    return add(a, -b)
+
+
+@rule("__rsub__", "rsub")
+def rsub(a, b):
+    return add(-a, b)
+
+
 @rule("div", "__truediv__")
-def div(a, number):
-    return Dual(a.z / number, a.dz / number)
+def div(a, constant):
+    if isinstance(constant, Dual):
+        raise no_rule("division by what depends on the parameters")
+    return Dual(a.z / constant, a.dz / constant)
 
 
 @rule("linear")

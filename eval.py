@@ -29,7 +29,7 @@ import spaces
 from errors import BadInput, unknown
 from instruments import INSTRUMENTS, Analysis
 from parallel import spread
-from score import RULES, Bench, Tasks, obstacle, row, split_joint, summarize
+from score import RULES, Bench, Tasks, obstacle, prepared, row, split_joint, summarize
 
 LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
@@ -198,6 +198,7 @@ def plan(group, args):
 
 def merged_tables(loaded, args):
     """Merge every group and print one table per kind of adapter."""
+    prepared.cache_clear()                              # runs may have been trained again since
     groups, units, owner = groups_of(loaded, args.by), [], []
     plans = {key: plan(group, args) for key, group in groups.items()}
     for key, (space, rules) in plans.items():

@@ -49,7 +49,7 @@ class Adapter(nn.Module):
 
     def __init_subclass__(cls):
         """A closed form belongs to the delta it was derived from: a new delta drops it."""
-        if "delta_weight" in vars(cls) and "tangent" not in vars(cls):
+        if {"delta_weight", "delta_bias"} & vars(cls).keys() and "tangent" not in vars(cls):
             cls.tangent = None
 
     @classmethod

@@ -31,9 +31,10 @@ def place():
 
 
 @contextlib.contextmanager
-def group(batch):
+def group(device, batch):
     """Join the processes that torchrun started; all but the first become silent.
 
+    device  cpu: they talk by gloo; cuda: by nccl, one GPU each
     batch   examples of a step, at least one for each process, else BadInput
     """
     rank, count = place()
@@ -42,11 +43,17 @@ def group(batch):
         return
     if batch < count:
         raise BadInput(f"--batch {batch} is too small for {count} processes: one example each")
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if cuda := torch.device(device).type == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise BadInput(f"{gpus} GPUs are too few: start at most as many processes")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if cuda else "gloo")
     try:
         with open(os.devnull, "w") as nowhere, \
                 contextlib.redirect_stdout(nowhere if rank else sys.stdout):
             yield
+            wait()                               # leave together: the first still scores and writes
     finally:
         dist.destroy_process_group()
 
@@ -80,29 +87,46 @@ class Ticks:
         pass
 
 
+@contextlib.contextmanager
+def silent_bars():
+    """New processes import a tqdm that shows nothing."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if before is not None:
+            os.environ["TQDM_DISABLE"] = before
+
+
 def spread(function, units, jobs, bar):
     """[function(*unit, bar) for unit in units], `jobs` at a time in processes of their own.
 
     The threads of this process are shared out among them; their own bars are not shown. The first
-    error ends the rest.
+    error, or an interruption, ends them all.
     """
-    if jobs == 1:
+    if (jobs := min(jobs, len(units))) <= 1:
         return [function(*unit, bar) for unit in units]
     threads = max(1, torch.get_num_threads() // jobs)
     spawn = multiprocessing.get_context("spawn")
-    os.environ["TQDM_DISABLE"] = "1"                     # read when a new process imports tqdm
-    with spawn.Manager() as manager, ProcessPoolExecutor(
-            jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with silent_bars(), spawn.Manager() as manager:
+        others = set(multiprocessing.active_children())
+        pool = ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,))
         line = manager.Queue()
-        futures = [pool.submit(function, *unit, Ticks(line)) for unit in units]
         try:
-            while not all(f.done() for f in futures) or not line.empty():
-                if any(f.done() and f.exception() for f in futures):
-                    break
+            waiting = futures = [pool.submit(function, *unit, Ticks(line)) for unit in units]
+            while waiting or not line.empty():
+                for future in (f for f in waiting if f.done()):
+                    future.result()                                  # raises what it raised
+                waiting = [f for f in waiting if not f.done()]
                 with contextlib.suppress(queue.Empty):
                     line.get(timeout=0.2)
                     bar.update()
             return [f.result() for f in futures]
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()                                  # it may be busy for minutes
+            raise
         finally:
-            del os.environ["TQDM_DISABLE"]
             pool.shutdown(cancel_futures=True)

@@ -126,9 +126,10 @@ def weight_space(group, encoder):
 
 def adapter_space(group, encoder):
     """The adapters' own parameters, merged around their common start."""
-    model, base = runs.rebuild(group[0], encoder), group[0]["start"]
-    taus = [{k: run["trained"][k] - base[k] for k in base} for run in group]
+    model = runs.rebuild(group[0], encoder)
     like = next(iter(lora.trainable(encoder_of(model)).values()))
+    base = {k: v.to(like.dtype) for k, v in group[0]["start"].items()}
+    taus = [{k: run["trained"][k].to(like.dtype) - base[k] for k in base} for run in group]
 
     def apply(merged):
         runs.set_tensors(model, merged, group[0]["buffers"], "merged adapter")

@@ -197,8 +197,10 @@ def fit(model, sets, setting, folder):
     hooks, params = type(layers[0]), list(lora.trainable(encoder).values())
     optimizer, total = optimizer_of(model, setting), setting["steps"] * len(sets)
     log, (rank, count) = runs.load_progress(folder, model, optimizer), parallel.place()
-    bar = tqdm(range(len(log), total), initial=len(log), total=total, desc=f"{folder.stem}",
-               disable=rank > 0 or None)
+    if min(setting["batch"], *(len(inputs) for _, inputs, _ in sets)) < count:
+        raise BadInput(f"a batch of the training examples is too small for {count} processes")
+    steps = range(len(log), total)
+    bar = tqdm(steps, initial=len(log), total=total, desc=f"{folder.stem}") if rank == 0 else steps
     for step in bar:
         head, inputs, labels = sets[step % len(sets)]
         rows = batch_rows(len(inputs), setting["batch"], step // len(sets), setting["seed"])
@@ -220,7 +222,8 @@ def fit(model, sets, setting, folder):
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
         hooks.after_step(layers, step + 1, total)
-        bar.set_postfix(loss=f"{log[-1][1]:.3f}", refresh=False)
+        if rank == 0:
+            bar.set_postfix(loss=f"{log[-1][1]:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < total and rank == 0:
             runs.save_progress(folder, model, optimizer, log)
     return log
@@ -294,7 +297,7 @@ def main():
     exchange.check_start(setting)
     check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
-    with parallel.group(args.batch):
+    with parallel.group(setting["device"], args.batch):
         outs = [out_folder(args, setting, unit) for unit in units]
         todo = [(setting, unit, out) for unit, out in zip(units, outs)
                 if runs.is_open(out, args.resume, args.overwrite)]

@@ -4,8 +4,8 @@
 
 Only the adapter is linearized, the pretrained model stays as it is. The paper writes f for the
 whole network: that is `--adapter l_lora`, LinearizedModel of linearize.py. Its released code
-expands each LoRA layer by itself: that is `--adapter l_lora --linearize layer`, and this class, where the
-expansion has a closed form:
+expands each LoRA layer by itself: that is `--adapter l_lora --linearize layer`, and this class,
+where the expansion has a closed form:
 
     y = x W0^T + s [ (x A0^T) B^T + (x (A - A0)^T) B0^T ],    delta = s [ B A0 + B0 (A - A0) ]
 

@@ -465,6 +465,11 @@ def test_bfloat16_trains_and_merges(fit, command, tiny_text, tmp_path, kind, ada
     folders = sorted((tmp_path / "runs").iterdir())
     assert all(v.dtype == torch.bfloat16 and v.isfinite().all()
                for v in runs.load(folders[0])["trained"].values())
+    loaded = [runs.load(folder) for folder in folders]
+    space = spaces.vectors(loaded, spaces.default(loaded))
+    held = [*space.base.values(), *space.taus[0].values(),
+            *(v for head in loaded[0]["heads"].values() for v in head.values())]
+    assert {v.dtype for v in held} == {torch.float32}
     code, out, err = command(evaluation.main, *folders, "--merge", "ties,fisher,fitted", "--limit",
                              20)
     assert code == 0 and "| fitted" in out, err
@@ -486,7 +491,9 @@ def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, 
     monkeypatch.setattr(compare, "SEEDS", (0, 1))
     out = tmp_path / "table"
     out.mkdir()
-    (out / "bench.json").write_text('[{"adapter": "lora_fa", "linearize": "off", "time": 0.9}]')
+    times = (("lora_fa", "off", 0.9), ("lora_fa", "off, jvp", 7), ("lora", "layer", 8))
+    (out / "bench.json").write_text(json.dumps(
+        [dict(zip(("adapter", "linearize", "time"), row)) for row in times]))
     for rate, val in (("0.1", 0.8), ("0.2", 0.9)):
         for seed in (0, 1):
             folder = out / f"lora_fa-{rate}-count-s{seed}"

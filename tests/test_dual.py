@@ -33,6 +33,12 @@ CASES = {                                        # name of a rule -> functions o
     "__rmul__": [lambda x: 1.7 * x],
     "matmul": [lambda x: E @ x, lambda x: torch.matmul(x, E)],
     "__matmul__": [lambda x: x @ E, lambda x: x @ x.transpose(1, 2)],
+    "neg": [torch.neg],
+    "__neg__": [lambda x: -x],
+    "sub": [lambda x: torch.sub(E.transpose(1, 2), x), lambda x: torch.sub(x, 2)],
+    "__sub__": [lambda x: x - x.softmax(-1), lambda x: x - 1],
+    "__rsub__": [lambda x: 1 - x],
+    "rsub": [lambda x: torch.rsub(x, 1)],
     "div": [lambda x: torch.div(x, 3)],
     "__truediv__": [lambda x: x / 3, lambda x: x / B[:4]],
     "linear": [lambda x: F.linear(x, W, B), lambda x: F.linear(x, W)],
@@ -136,10 +142,15 @@ def test_a_new_delta_does_not_inherit_a_closed_form():
 
         forward = Adapter.forward
 
+    class Shifted(LoRA):
+        def delta_bias(self):
+            return self.B.sum(1)
+
     class Renamed(LoRA):
         pass
 
-    assert Squared.tangent is None and Renamed.tangent is LoRA.tangent
+    assert Squared.tangent is None and Shifted.tangent is None
+    assert Renamed.tangent is LoRA.tangent
     ADAPTERS["squared"] = Squared
     try:
         encoder = ENCODERS["vit"][0]()
@@ -164,5 +175,9 @@ def test_an_operation_without_a_rule_is_named_and_nothing_stays_behind():
     model, _ = adapt(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), "lora", "model", rank=2)
     with pytest.raises(BadInput, match="tanh of a model .* dual.py has no rule"):
         model(torch.ones(1, 4))
+    x = Dual(*pair())
+    for operation in (lambda: x.tanh(), lambda: torch.exp(x), lambda: x / x, lambda: E / x):
+        with pytest.raises(BadInput, match="no rule"):
+            operation()
     assert "forward" not in vars(model.model[0])
     assert isinstance(model.model[0](torch.ones(1, 4)), torch.Tensor)

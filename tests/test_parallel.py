@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,15 @@ def trained(folder):
 
 
 def torchrun(*words):
+    """train.py in two processes that talk by sockets of this machine."""
+    try:
+        socket.create_server(("localhost", 0)).close()
+    except OSError:
+        pytest.skip("torchrun needs a socket on localhost")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
               "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     return subprocess.run([*launch, "train.py", *map(str, words)], cwd=ROOT, capture_output=True,
-                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 @pytest.mark.parametrize("words", [
@@ -109,3 +116,20 @@ def test_spread_keeps_the_order_and_raises(jobs):
     assert bar.count == 4
     with pytest.raises(BadInput, match="two"):
         parallel.spread(fails, [(n,) for n in (0, 2, 1)], jobs, bar)
+
+
+def naps(seconds, path, bar):
+    """Leaves a trace; fails at once where it has no time."""
+    path.write_text("began")
+    if not seconds:
+        raise BadInput("no time")
+    time.sleep(seconds)
+
+
+def test_an_error_ends_what_is_running_and_starts_nothing(tmp_path):
+    """The long unit is not waited for, and most of those behind it never begin."""
+    units = [(60, tmp_path / "0"), (0, tmp_path / "1"), *((60, tmp_path / f"{n}") for n in "2345")]
+    began = time.monotonic()
+    with pytest.raises(BadInput, match="no time"):
+        parallel.spread(naps, units, 2, None)
+    assert time.monotonic() - began < 50 and not (tmp_path / "5").exists()
