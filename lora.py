@@ -128,6 +128,12 @@ def check_rank(base, rank):
                        f"choose --rank between 1 and {min(in_features, out_features)}")
 
 
+def plus(y, s, u, B):
+    """y + s u B^T in one pass over y, (..., out); u (..., r), B (out, r)."""
+    rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1]), B.T, alpha=s)
+    return rows.view_as(y)
+
+
 @register
 class LoRA(Adapter):
     """W_eff = W0 + (alpha / rank) B A.  A ~ U(-1, 1)/sqrt(in), B = 0.
@@ -149,10 +155,7 @@ class LoRA(Adapter):
         return self.scale * self.B @ self.A
 
     def forward(self, x):
-        y, u = self.base(x), F.linear(x, self.A)                                 # u (..., r)
-        rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1]), self.B.T,
-                           alpha=self.scale)                        # y + s u B^T, in one pass
-        return rows.view_as(y)
+        return plus(self.base(x), self.scale, F.linear(x, self.A), self.B)
 
     def tangent(self, x, p0, dp):
         """s [ (x A0^T) dB^T + (x dA^T) B0^T ]: the change of the output along dp, x (..., in) held.

@@ -21,7 +21,7 @@ Trap     with B0 = 0 the gradient of A is exactly zero for ever, in both reading
 import torch.nn.functional as F
 
 from linearize import undecayed
-from lora import LoRA, register
+from lora import LoRA, plus, register
 
 
 @register
@@ -46,9 +46,9 @@ class LLoRA(LoRA):
         return self.scale * (self.B @ self.A0 + self.B0 @ (self.A - self.A0))
 
     def forward(self, x):
-        y = self.base(x) + self.scale * F.linear(F.linear(x, self.A0), self.B)
+        y = plus(self.base(x), self.scale, F.linear(x, self.A0), self.B)
         if self.B0.any():                      # else the second product, and A's gradient, is zero
-            y = y + self.scale * F.linear(F.linear(x, self.A - self.A0), self.B0)
+            y = plus(y, self.scale, F.linear(x, self.A - self.A0), self.B0)
         return y
 
     def rank_bound(self):

@@ -18,7 +18,7 @@ from torch import nn
 
 from adapters.spa import SpA
 from errors import BadInput
-from lora import check_rank, register
+from lora import check_rank, plus, register
 
 
 @register
@@ -53,7 +53,7 @@ class RoSA(SpA):
 
     def forward(self, x):
         y = F.linear(x, self.base.weight + super().delta_weight(), self.base.bias)
-        return y + self.scale * F.linear(F.linear(x, self.A), self.B)
+        return plus(y, self.scale, F.linear(x, self.A), self.B)
 
     def trainable_count(self):
         return super().trainable_count() + self.A.numel() + self.B.numel()

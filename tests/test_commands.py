@@ -544,7 +544,7 @@ def test_real_texts_train_and_merge(command, real, tmp_path):
         code, _, err = command(train.main, "--adapter", "lora", "--targets", "q,v",
                                "--model", real / "bert-minilm-l6", "--size", 24, "--task", task,
                                "--data", real / task, "--steps", 12, "--lr", 2e-3, "--batch", 16,
-                               "--limit", 200, "--out", tmp_path / task)
+                               "--limit", 200, "--head", "prototypes", "--out", tmp_path / task)
         assert code == 0, err
         result = json.loads((tmp_path / task / "result.json").read_text())
         assert result["val"] > result["base_val"] and result["test"] > 0.3
