@@ -52,7 +52,7 @@ def rule(function=None, *, count=None, space=None, registry=RULES, sums=False):
 
     count  the number of task vectors it takes, where that is fixed
     space  "weight" or "adapter", where it makes sense in one of them only
-    sums   a NaN anywhere in a tau reaches the result: looking for it there reads less
+    sums   from a list, the rule looks for NaN itself, in its result (`weighted`): it reads less
     """
     if function is None:
         return functools.partial(rule, count=count, space=space, registry=registry, sums=sums)
@@ -69,9 +69,6 @@ def rule(function=None, *, count=None, space=None, registry=RULES, sums=False):
         wide, listed = widen(base), isinstance(taus, list)
         stream = checked_stream(wide, taus, finite=not (sums and listed))
         merged = function(wide, list(stream) if listed else stream, **keywords)
-        if sums and listed and not_finite(merged):
-            list(checked_stream(wide, taus))                         # names the task vector
-            raise BadInput(f"{name} overflows in {', '.join(not_finite(merged)[:5])}")
         narrow = lambda d: {k: d[k].to(base[k].dtype) for k in base}
         if isinstance(merged, Experts):
             return merged._replace(models=[narrow(model) for model in merged.models])
@@ -156,6 +153,24 @@ def add(base, tau, lam=1.0):
     return {k: base[k] + lam * tau[k] for k in base}
 
 
+def weighted(base, taus, weights):
+    """base + sum_t c_t tau_t of a list of T task vectors and T numbers.
+
+    Tensor by tensor, so that the sum stays in the processor's cache. A NaN in any tau reaches the
+    sum and is looked for there, at a T-th of the cost; BadInput names the task vector.
+    """
+    out, check = {}, 0.0
+    for k, v in base.items():
+        out[k] = torch.add(v, taus[0][k], alpha=weights[0])
+        for tau, c in zip(taus[1:], weights[1:]):
+            out[k].add_(tau[k], alpha=c)
+        check = check + out[k].sum()
+    if not torch.isfinite(check) and (bad := not_finite(out)):
+        list(checked_stream(base, taus))                             # raises, unless it overflowed
+        raise BadInput(f"the merged weights overflow in {', '.join(bad[:5])}: scale them down")
+    return out
+
+
 def folded(base, taus, step, start=torch.clone):
     """m, where step(m, v, t) takes tensor v of task vector t into m, from m = start(base tensor).
 
@@ -194,7 +209,7 @@ def average(base, taus):
     and a third, ((a + b)/2 + c)/2, is something else.
     """
     if isinstance(taus, list):
-        return folded(base, taus, lambda m, v, t: m.add_(v, alpha=1 / len(taus)))
+        return weighted(base, taus, [1 / len(taus)] * len(taus))
     mean = folded(base, taus, lambda m, v, t: m.lerp_(v, 1 / (t + 1)), torch.zeros_like)
     return onto(base, mean)
 
@@ -217,8 +232,10 @@ def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     """
     if coefficients is not None:
         check_length("coefficients", coefficients, taus := list(taus))
-    c = coefficients
-    return folded(base, taus, lambda m, v, t: m.add_(v, alpha=lam * (1 if c is None else c[t])))
+    if isinstance(taus, list):
+        c = [1] * len(taus) if coefficients is None else coefficients
+        return weighted(base, taus, [lam * float(v) for v in c])
+    return folded(base, taus, lambda m, v, t: m.add_(v, alpha=lam))
 
 
 @rule

@@ -133,6 +133,15 @@ def test_task_vectors_may_come_from_a_generator(name):
             torch.testing.assert_close(a[k], b[k], rtol=1e-15 if name == "average" else 0, atol=0)
 
 
+def test_a_sum_that_overflows_is_not_blamed_on_a_task_vector():
+    """Large numbers are no NaN: what still fits passes, what does not is named."""
+    base, large = {"a": torch.zeros(3), "b": torch.zeros(1)}, {"a": torch.full((3,), 2e38),
+                                                             "b": torch.ones(1)}
+    assert RULES["average"](base, [large])["a"].isfinite().all()          # though their sum is inf
+    with pytest.raises(BadInput, match="the merged weights overflow in a: "):
+        RULES["task_arithmetic"](base, [large, large], lam=1.0)
+
+
 @pytest.mark.parametrize("name", sorted(RULES | EXPERTS))
 def test_zero_task_vectors_give_the_base(name):
     base, taus = problem(count(name))
