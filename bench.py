@@ -36,18 +36,28 @@ import models
 import plots
 import runs
 from errors import BadInput
-from linearize import LayerTaylor, adapt, encoder_of, taylor
+from linearize import LayerTaylor, adapt, encoder_of, method, taylor
 from score import RULES
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
 
 
 BY_JVP = ", jvp"                         # a linearization by torch.func.jvp, for comparison
+RELEASED = ", jvp in all"                # layers as in the paper's released code
 
 
 def definition(model, p, x):
     """f_lin(x; p) as the docstring of linearize.py defines it."""
     return taylor(lambda p: functional_call(model.model, p, (x,)), model.p0, p)
+
+
+class InAll(LayerTaylor):
+    """LayerTaylor in every parameter of the layer, W0 and b0 too, whose tangents are zeros."""
+
+    def forward(self, x):
+        now = dict(self.inner.named_parameters())
+        p0 = {k: self.p0.get(k, p.detach()) for k, p in now.items()}
+        return taylor(method(self.inner, "forward", x), p0, now)
 
 
 class Contender:
@@ -57,14 +67,14 @@ class Contender:
         encoder = (encoder or models.load("vit")).requires_grad_(False)
         self.frozen = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
         generator = torch.Generator().manual_seed(0)
-        self.model, layers = adapt(encoder, adapter, reading.removesuffix(BY_JVP), **hp,
+        self.model, layers = adapt(encoder, adapter, reading.partition(",")[0], **hp,
                                    generator=generator, **SETTLED.get(adapter, {}))
         inner = encoder_of(self.model)
         if reading == "model" + BY_JVP:
             self.model.at = partial(definition, self.model)
-        if reading == "off" + BY_JVP:
+        if by_layer := {"off" + BY_JVP: LayerTaylor, "off" + RELEASED: InAll}.get(reading):
             for name in layers:
-                inner.set_submodule(name, LayerTaylor(inner.get_submodule(name)))
+                inner.set_submodule(name, by_layer(inner.get_submodule(name)))
         self.layers = list(lora.adapters(inner).values())
         self.params = lora.trainable(inner).values()
         groups = [g for layer in self.layers for g in layer.param_groups(1e-4, 0.0)]
@@ -120,7 +130,7 @@ def compare(kinds, batch, rounds, steps):
         ratios = [a / b for a, b in zip(seconds[kind], seconds["lora", "off"])]
         low, middle, high = statistics.quantiles(ratios, n=4)
         kept = contenders[kind].kept()
-        shown = (kind[0], kind[1].replace("off" + BY_JVP, "layer" + BY_JVP))
+        shown = (kind[0], kind[1].replace("off,", "layer,"))
         rows.append([*shown, f"{sum(p.numel() for p in contenders[kind].params):,}",
                      f"{1e3 * statistics.median(seconds[kind]):.0f}",
                      f"{middle:.2f} ({low:.2f} to {high:.2f})",
@@ -176,7 +186,8 @@ def main():
         names = cli.names(args.adapters, "adapter", every) if args.adapters else every
         kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
         if "l_lora" in names:
-            kinds += [("l_lora", "layer"), ("l_lora", "model" + BY_JVP), ("lora", "off" + BY_JVP)]
+            kinds += [("l_lora", "layer"), ("l_lora", "model" + BY_JVP), ("lora", "off" + BY_JVP),
+                      ("lora", "off" + RELEASED)]
         found = compare(kinds, args.batch, args.rounds, args.steps)
         if args.json:
             runs.write_json(found, args.json)

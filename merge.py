@@ -174,16 +174,8 @@ def weighted(base, taus, weights):
 def folded(base, taus, step, start=torch.clone):
     """m, where step(m, v, t) takes tensor v of task vector t into m, from m = start(base tensor).
 
-    Never holds a changed copy of a whole task vector. Of a generator every task vector passes once;
-    a list is folded tensor by tensor, so that m stays in the processor's cache.
+    Every task vector passes once, a generator's too, and no changed copy of a whole one is held.
     """
-    if isinstance(taus, list):
-        out = {}
-        for k, v in base.items():
-            out[k] = start(v)
-            for t, tau in enumerate(taus):
-                step(out[k], tau[k], t)
-        return out
     out, t = {k: start(v) for k, v in base.items()}, 0
     for tau in taus:                                 # enumerate would hold on to the last one
         for k in out:
@@ -448,7 +440,7 @@ def dare(base, taus, *, drop=0.5, lam=0.3, seed=0):
         kept = torch.rand(v.shape, generator=generator) >= drop
         m.add_(v * kept.to(v.device), alpha=lam / (1 - drop))
 
-    return folded(base, iter(taus), thinned)             # an iterator: masks task by task, always
+    return folded(base, taus, thinned)
 
 
 @rule

@@ -35,6 +35,24 @@ def test_bench_compares_with_lora(command):
     assert code == 2 and "--rounds 1" in err
 
 
+def test_the_released_form_is_the_closed_form():
+    """A layer expanded in all its parameters, as in the paper's code, has LLoRA's gradients."""
+    ours, released = (bench.Contender(*kind, 2) for kind in
+                      (("l_lora", "layer"), ("lora", "off" + bench.RELEASED)))
+    grads = []
+    for contender in (ours, released):
+        with torch.no_grad():                                # away from B = 0, the same in both
+            generator = torch.Generator().manual_seed(2)
+            for p in contender.params:
+                p.add_(0.02 * torch.randn(p.shape, generator=generator))
+        loss = contender.loss()
+        grads.append([loss, *torch.autograd.grad(loss, [*contender.params],
+                                                 materialize_grads=True)])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert all(g.abs().max() > 0 for g in grads[0][2::2])    # of B
+
+
 def test_bench_of_rules_counts_what_they_hold(command):
     """Beside the base, a streaming rule holds its result and the task vector at hand."""
     out = apart("--rules", "average,ties", "--millions", 8, "--rounds", 1)
