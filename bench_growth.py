@@ -2,10 +2,11 @@
 
     step     an optimizer step of LoRA and of the whole-model L-LoRA, and the bytes kept for its
              backward pass, against rank, depth (blocks) and batch; else rank 8, 4 blocks, batch 32
-    merge    a rule on T synthetic task vectors of 2 million parameters
+    merge    a rule on T synthetic task vectors of 2 million parameters, and the bytes it holds
+             beside the base when they come one by one
 
-Sizes take turns in every round. The last column is the exponent k of time ~ size^k over the last
-doubling: 1 is linear, 0 does not depend on it.
+Sizes take turns in every round. The exponents k are those of time ~ size^k and bytes ~ size^k over
+the last doubling: 1 is linear, 0 does not depend on it.
 """
 
 import itertools
@@ -18,7 +19,7 @@ import cli
 import models
 import plots
 from bench_merge import task_vectors, turns
-from measure import keep_freed_memory
+from measure import Peak, keep_freed_memory, stop_keeping_freed_memory
 from score import RULES
 
 SIZES = {"rank": (2, 4, 8, 16, 32, 64), "depth": (1, 2, 4, 8, 16), "batch": (4, 8, 16, 32, 64, 128),
@@ -43,36 +44,47 @@ def steps(contender, axis, rounds):
 
 
 def merges(rounds):
-    """{(rule, tasks): (seconds, None)}."""
-    keep_freed_memory()
+    """{(rule, tasks): (seconds, bytes held)}."""
     base, make = task_vectors(1.8, 192)
+    keys, held = list(itertools.product(("average", "ties"), SIZES["tasks"])), {}
+    stop_keeping_freed_memory()
+    for rule, T in keys:
+        with Peak() as peak:
+            RULES[rule](base, (make(t) for t in range(T)))
+        held[rule, T] = peak.bytes
+    keep_freed_memory()
     taus = [make(t) for t in range(max(SIZES["tasks"]))]
-    runs = {(rule, T): lambda f=RULES[rule], T=T: f(base, taus[:T])
-            for rule in ("average", "ties") for T in SIZES["tasks"]}
-    return {key: (statistics.median(s), None) for key, s in turns(runs, rounds).items()}
+    runs = {(rule, T): lambda f=RULES[rule], T=T: f(base, taus[:T]) for rule, T in keys}
+    return {key: (statistics.median(s), held[key]) for key, s in turns(runs, rounds).items()}
+
+
+def exponent(values):
+    """k of values ~ size^k over the last doubling of the size; nan where nothing was measured."""
+    return math.log2(values[-1] / values[-2]) if all(values) else math.nan
 
 
 def growth(contender, rounds, folder):
-    """Print the table; draw growth.png into `folder` unless it is None."""
-    rows, lines = [], {}
+    """Print the table; draw growth.png and growth-memory.png into `folder` unless it is None."""
+    rows, relative = [], ({"linear": [(1, 1), (32, 32)]}, {"linear": [(1, 1), (32, 32)]})
     for axis, sizes in SIZES.items():
         found = merges(rounds) if axis == "tasks" else steps(contender, axis, rounds)
         for kind in dict.fromkeys(kind for kind, _ in found):
-            times = [found[kind, size][0] for size in sizes]
-            kept = [found[kind, size][1] for size in sizes]
-            slope = math.log2(times[-1] / times[-2])
+            both = list(zip(*(found[kind, size] for size in sizes)))       # seconds, bytes
+            shown = [" / ".join(f"{v / unit:.0f}" for v in values)
+                     for values, unit in zip(both, (1e-3, 2 ** 20))]
+            powers = [f"{exponent(values):.2f}" for values in both]
             rows.append([f"{kind}, {axis}", " / ".join(map(str, sizes)),
-                         " / ".join(f"{1e3 * t:.0f}" for t in times),
-                         " / ".join(f"{b / 2 ** 20:.0f}" for b in kept) if kept[0] else "-",
-                         f"{slope:.2f}"])
-            lines[f"{kind}, {axis}"] = [(s / sizes[0], t / times[0])
-                                        for s, t in zip(sizes, times)]
+                         *itertools.chain(*zip(shown, powers))])
+            for lines, values in zip(relative, both):
+                lines[f"{kind}, {axis}"] = [(s / sizes[0], v / (values[0] or 1))
+                                            for s, v in zip(sizes, values)]
     print(f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(cli.table(["what grows", "sizes", "ms", "MiB kept", "exponent"], rows))
-    if folder:
-        lines["linear"] = [(1, 1), (32, 32)]
-        plots.curves(lines, "size / smallest size", "time / time of the smallest size",
-                     "What a step and a merge cost as things grow",
-                     "Both axes are logarithmic; a line as steep as the last one is linear. A step "
-                     "hardly depends on the rank; depth, batch and tasks are linear once the size "
-                     "outweighs what every step costs anyway.", folder / "growth.png", log=True)
+    print(cli.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))
+    for lines, what, name in zip(relative, ("time", "memory"), ("growth", "growth-memory")):
+        if folder:
+            plots.curves(lines, "size / smallest size", f"{what} / that of the smallest size",
+                         f"What a step and a merge cost as things grow: {what}",
+                         "Both axes are logarithmic; a line as steep as the first one is linear. A "
+                         "step hardly depends on the rank; depth, batch and tasks are linear once "
+                         "the size outweighs what every step costs anyway.",
+                         folder / f"{name}.png", log=True)

@@ -182,15 +182,20 @@ def groups_of(loaded, by):
     return groups
 
 
-def plan(group, args):
-    """(space, {rule: settings to choose from}) of a group; `all` leaves out what does not apply."""
+def plan(group, args, told):
+    """(space, {rule: settings to choose from}) of a group; `all` leaves out what does not apply.
+
+    told   set of what was already said to be left out, of other groups; grows
+    """
     space, rules = args.space or spaces.default(group), {}
     _, single = split_joint(group)
     for rule in args.merge:
         if why := obstacle(rule, space, len(single)):
             if not args.all:
                 raise BadInput(f"{why}: leave it out or give other runs")
-            tqdm.write(f"left out: {why}")
+            if why not in told:
+                tqdm.write(f"left out: {why}")
+            told.add(why)
             continue
         rules[rule] = settings_of(rule, args)
     return space, rules
@@ -200,7 +205,8 @@ def merged_tables(loaded, args):
     """Merge every group and print one table per kind of adapter."""
     prepared.cache_clear()                              # runs may have been trained again since
     groups, units, owner = groups_of(loaded, args.by), [], []
-    plans = {key: plan(group, args) for key, group in groups.items()}
+    told = set()
+    plans = {key: plan(group, args, told) for key, group in groups.items()}
     for key, (space, rules) in plans.items():
         folders = tuple(str(run["folder"]) for run in groups[key])
         bench = Bench(folders, space, args.split, args.device, args.limit, args.unlabelled)

@@ -144,7 +144,7 @@ def write_encoder(model, folder):
 def check_new(out):
     """BadInput if there is something where a folder is to be written."""
     if Path(out).exists():
-        raise BadInput(f"--export {out} exists: give the name of a new folder")
+        raise BadInput(f"{out} exists: give the name of a new folder")
 
 
 @contextmanager

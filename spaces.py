@@ -15,6 +15,7 @@ Both are a `Space`: the dicts, and what a merged dict does as a model.
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -106,22 +107,30 @@ def weight_space(group, encoder):
     def call(params, inputs):
         return functional_call(encoder, params, (place(inputs, base[names[0]]),))
 
-    @torch.no_grad()
-    def activations(params, inputs):
-        seen, hooks = {}, []
-        real = encoder.tokens(place(inputs, base[names[0]]))      # padding counts nowhere
-        for k in (k for k in names if k.endswith(".weight")):
-            keep = lambda module, given, k=k: seen.update({k: given[0][real]})
-            module = encoder.get_submodule(k.removesuffix(".weight"))
-            hooks.append(module.register_forward_pre_hook(keep))
-        try:
-            call(params, inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen
+    layers = [k for k in names if k.endswith(".weight")]
+    return Space(base, taus, apply, call, partial(layer_inputs, encoder, layers))
 
-    return Space(base, taus, apply, call, activations)
+
+@torch.no_grad()
+def layer_inputs(encoder, names, params, inputs):
+    """{weight name: the inputs (rows, in) of its layer}, of the real tokens: padding is no row.
+
+    names    weights of linear layers
+    params   {name: tensor} to run the encoder with, instead of its own
+    """
+    seen, hooks = {}, []
+    inputs = place(inputs, next(iter(params.values())))
+    real = encoder.tokens(inputs)
+    for k in names:
+        keep = lambda module, given, k=k: seen.update({k: given[0][real]})
+        module = encoder.get_submodule(k.removesuffix(".weight"))
+        hooks.append(module.register_forward_pre_hook(keep))
+    try:
+        functional_call(encoder, params, (inputs,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
 
 
 def adapter_space(group, encoder):

@@ -85,7 +85,8 @@ def test_bench_of_adamerging():
 def test_bench_of_growth(command, monkeypatch):
     small = {"rank": (2, 4), "depth": (1, 2), "batch": (2, 4), "tasks": (2, 4)}
     monkeypatch.setattr(bench_growth, "SIZES", small)
-    monkeypatch.setattr(bench_growth, "keep_freed_memory", lambda: None)
+    for name in ("keep_freed_memory", "stop_keeping_freed_memory"):
+        monkeypatch.setattr(bench_growth, name, lambda: None)
     code, out, err = command(bench.main, "--growth", "--rounds", 1)
     assert code == 0, err
     rows = [line.split("|")[1].strip() for line in out.splitlines() if " / " in line]

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("adapters/*.py")])
 OURS = {p.stem for p in ROOT.glob("*.py")} | {"adapters"}
-SCRIPTS = {"train", "eval", "pretrain", "bench", "compare"}
+SCRIPTS = {"train", "eval", "pretrain", "bench", "compare", "match"}
 PACKAGES = {"torch", "numpy", "tqdm"}
 
 

@@ -1,0 +1,150 @@
+"""Merge two encoders of different origin: two pretrainings from different random starts.
+
+    python pretrain.py --seed 1 --out other
+    python match.py checkpoints/vit other --out merged       # then: train.py --model merged
+
+Their weights have nothing in common coordinate by coordinate, so that the mean of both is neither.
+merge_structured.py undoes what can be undone exactly, a permutation P of every set of units, found
+by assignment on unlabelled inputs of all tasks, and fits what is left:
+
+    stream   one permutation of the residual stream, by the outputs z (rows, D) of all blocks
+    units    the hidden units and the heads of every block
+    PLeaS    arXiv:2407.02447: after both, least squares for every layer
+
+A row is the mean accuracy over the tasks of classifiers fitted to that encoder's own features, as
+there is no pretrained model that both come from: class prototypes and a linear probe (heads.py).
+"""
+
+import argparse
+import statistics
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.func import functional_call
+from tqdm import tqdm
+
+import cli
+import data
+import exchange_encoder
+import models
+from errors import BadInput
+from heads import EXAMPLES, HEADS, correct, features
+from merge import RULES
+from merge_structured import (assignment, correlation, match_heads, match_mlp, permute,
+                              permute_stream)
+from spaces import layer_inputs
+
+
+def weights_of(encoder):
+    """{name: tensor} of all its weights."""
+    return {k: v.detach().clone() for k, v in encoder.named_parameters()}
+
+
+@torch.no_grad()
+def stream_of(encoder, params, inputs):
+    """The residual stream z (rows, D): what every block puts out, for every real token."""
+    seen, real = [], encoder.tokens(inputs)
+    keep = lambda module, given, out: seen.append(out[real])
+    hooks = [block.register_forward_hook(keep) for block in encoder.blocks]
+    try:
+        functional_call(encoder, params, (inputs,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(seen)
+
+
+def matched_stream(encoder, a, b, batches):
+    """b with its residual stream in the order of a's."""
+    z_a, z_b = (torch.cat([stream_of(encoder, p, x) for x in batches]) for p in (a, b))
+    return permute_stream(b, assignment(correlation(z_a, z_b)))
+
+
+def matched_units(encoder, a, b, batches, inputs_of):
+    """b with the hidden units and heads of every block in the order of a's."""
+    each = [[inputs_of(p, x) for x in batches] for p in (a, b)]
+    seen = [{k: torch.cat([inputs[k] for inputs in side]) for k in side[0]} for side in each]
+    for i, block in enumerate(encoder.blocks):
+        name = f"blocks.{i}"
+        b = permute(b, name, match_mlp(a, b, name, seen)[0],
+                    match_heads(a, b, name, block.heads, seen))
+    return b
+
+
+def merged(encoder, a, b, batches):
+    """{what was done: weights} of the encoders a and b and of five ways to merge them."""
+    layers = [n for n, m in encoder.blocks.named_modules() if isinstance(m, torch.nn.Linear)]
+    inputs_of = partial(layer_inputs, encoder, [f"blocks.{n}.weight" for n in layers])
+    mean = lambda b: {k: (a[k] + b[k]) / 2 for k in a}
+
+    def pleas(b):
+        tau = {k: b[k] - a[k] for k in a}
+        return RULES["pleas"](a, [{k: torch.zeros_like(v) for k, v in a.items()}, tau],
+                              activations=inputs_of, batches=batches,
+                              heads=encoder.blocks[0].heads)
+
+    turned = matched_stream(encoder, a, b, batches)
+    return {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
+            "mean, stream and units matched":
+                mean(matched_units(encoder, a, turned, batches, inputs_of)),
+            "PLeaS, units matched": pleas(b), "PLeaS, stream and units matched": pleas(turned)}
+
+
+def row(encoder, params, tasks, encode, split, limit):
+    """Mean accuracies over the tasks of heads fitted to features of `train`; one for each head."""
+    for k, v in params.items():
+        encoder.get_parameter(k).data.copy_(v)
+    found = {name: [] for name in HEADS}
+    for task in tasks:
+        inputs, labels = data.load(task, "train", limit=limit or EXAMPLES, encode=encode)
+        scored, truth = data.load(task, split, limit=limit, encode=encode)
+        known, new = features(encoder, inputs), features(encoder, scored)
+        for name, head in HEADS.items():
+            fitted = head(encoder.width, data.classes(task)).fit(known, labels)
+            found[name].append(correct(fitted, new, truth))
+    return [statistics.fmean(scores) for scores in found.values()]
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("a", help="a checkpoint, as train.py --model takes it; its order is kept")
+    add("b", help="another one of the same architecture")
+    add("--examples", type=int, default=64, help="unlabelled inputs of every task to match by")
+    add("--split", choices=["val", "test"], default="test")
+    add("--limit", type=int, metavar="N", help="at most N examples per split")
+    add("--out", type=Path, help="write the last row's encoder to this folder")
+    args = parser.parse_args()
+    cli.positive(args, "examples", "limit")
+    if args.out:
+        exchange_encoder.check_new(args.out)
+    return args
+
+
+def main():
+    """Match, merge, score; write what came of it."""
+    args = arguments()
+    encoder, other = models.load(args.a), models.load(args.b)
+    a, b = weights_of(encoder), weights_of(other)
+    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
+        raise BadInput(f"{args.a} and {args.b} are not of one architecture: only encoders with the "
+                       "same names and shapes can be matched")
+    encode = models.encoding(args.a)
+    tasks = [task for task in data.TASKS if data.kind(task) == models.kind(args.a)]
+    batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
+    print(f"{len(tasks)} tasks, {args.examples} unlabelled inputs of each, scored on {args.split}")
+    found, rows = merged(encoder, a, b, batches), []
+    for name, params in tqdm(found.items(), desc="encoders"):
+        scores = row(encoder, params, tasks, encode, args.split, args.limit)
+        rows.append([name, *(f"{v:.3f}" for v in scores)])
+    print(cli.table(["encoder", *HEADS], rows))
+    if args.out:
+        with exchange_encoder.new_folder(args.out) as folder:
+            exchange_encoder.write_encoder(encoder, folder)
+        print(f"wrote {args.out}\nnext: python train.py --adapter l_lora --model {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
