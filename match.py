@@ -56,9 +56,11 @@ def stream_of(encoder, params, inputs):
 
 
 def matched_stream(encoder, a, b, batches):
-    """b with its residual stream in the order of a's."""
+    """b with its residual stream in the order of a's; the mean correlation of what was matched."""
     z_a, z_b = (torch.cat([stream_of(encoder, p, x) for x in batches]) for p in (a, b))
-    return permute_stream(b, assignment(correlation(z_a, z_b)))
+    likeness = correlation(z_a, z_b)                                                  # (D, D)
+    order = assignment(likeness)
+    return permute_stream(b, order), likeness.gather(1, order[:, None]).mean().item()
 
 
 def matched_units(encoder, a, b, batches, inputs_of):
@@ -73,7 +75,8 @@ def matched_units(encoder, a, b, batches, inputs_of):
 
 
 def merged(encoder, a, b, batches):
-    """{what was done: weights} of the encoders a and b and of five ways to merge them."""
+    """{what was done: weights} of the encoders a and b and of five ways to merge them; and the
+    mean correlation of the matched coordinates of their residual streams."""
     layers = [n for n, m in encoder.blocks.named_modules() if isinstance(m, torch.nn.Linear)]
     inputs_of = partial(layer_inputs, encoder, [f"blocks.{n}.weight" for n in layers])
     mean = lambda b: {k: (a[k] + b[k]) / 2 for k in a}
@@ -84,11 +87,11 @@ def merged(encoder, a, b, batches):
                               activations=inputs_of, batches=batches,
                               heads=encoder.blocks[0].heads)
 
-    turned = matched_stream(encoder, a, b, batches)
+    turned, likeness = matched_stream(encoder, a, b, batches)
     return {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
             "mean, stream and units matched":
                 mean(matched_units(encoder, a, turned, batches, inputs_of)),
-            "PLeaS, units matched": pleas(b), "PLeaS, stream and units matched": pleas(turned)}
+            "PLeaS, units matched": pleas(b), "PLeaS, stream and units matched": pleas(turned)}, likeness
 
 
 def row(encoder, params, tasks, encode, split, limit):
@@ -112,7 +115,7 @@ def arguments():
     add = parser.add_argument
     add("a", help="a checkpoint, as train.py --model takes it; its order is kept")
     add("b", help="another one of the same architecture")
-    add("--examples", type=int, default=64, help="unlabelled inputs of every task to match by")
+    add("--examples", type=int, default=250, help="unlabelled inputs of every task to match by")
     add("--split", choices=["val", "test"], default="test")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--out", type=Path, help="write the last row's encoder to this folder")
@@ -135,7 +138,8 @@ def main():
     tasks = [task for task in data.TASKS if data.kind(task) == models.kind(args.a)]
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
     print(f"{len(tasks)} tasks, {args.examples} unlabelled inputs of each, scored on {args.split}")
-    found, rows = merged(encoder, a, b, batches), []
+    (found, likeness), rows = merged(encoder, a, b, batches), []
+    print(f"matched coordinates of the residual streams correlate with {likeness:.2f} in the mean")
     for name, params in tqdm(found.items(), desc="encoders"):
         scores = row(encoder, params, tasks, encode, args.split, args.limit)
         rows.append([name, *(f"{v:.3f}" for v in scores)])

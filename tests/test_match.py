@@ -23,7 +23,8 @@ def test_an_encoder_and_its_shuffled_self_merge_into_itself():
     generator = torch.Generator().manual_seed(1)
     batches = [torch.rand(20, 1, 28, 28, generator=generator, dtype=torch.float64)] * 2
     a = match.weights_of(encoder)
-    found = match.merged(encoder, a, shuffled(a, generator), batches)
+    found, likeness = match.merged(encoder, a, shuffled(a, generator), batches)
+    assert likeness == pytest.approx(1)
     apart = {name: max((p[k] - a[k]).abs().max() for k in a) for name, p in found.items()}
     for name in ("mean, stream and units matched", "PLeaS, stream and units matched"):
         assert apart[name] < 1e-8
