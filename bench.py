@@ -2,7 +2,7 @@
 
     python bench.py                                    # every adapter as it runs by default
     python bench.py --adapters lora,l_lora,dora --rounds 40
-    python bench.py --rules all                        # merge rules on 8 x 22 million parameters
+    python bench.py --rules all                        # merge rules on 8 x 21 million parameters
     python bench.py --rules adamerging                 # one gradient of its coefficients
     python bench.py --growth                           # against rank, depth, batch, tasks
     python bench.py --peft tiny                        # training steps beside the PEFT library
@@ -163,6 +163,11 @@ def arguments():
     cli.positive(args, "batch", "rounds", "steps")
     if args.rounds == 1 and not (args.rules or args.growth):
         raise BadInput("--rounds 1: quartiles need at least 2")
+    if args.plot and not args.growth:
+        raise BadInput("--plot draws --growth and nothing else: leave it out or add --growth")
+    chosen = [f"--{name}" for name in ("rules", "growth", "peft") if getattr(args, name)]
+    if len(chosen) > 1:
+        raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
     args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
     return args
 

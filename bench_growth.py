@@ -55,6 +55,8 @@ def merges(rounds):
     keep_freed_memory()
     taus = [make(t) for t in range(max(SIZES["tasks"]))]
     runs = {(rule, T): lambda f=RULES[rule], T=T: f(base, taus[:T]) for rule, T in keys}
+    for run in runs.values():
+        run()                                                                        # warm up
     return {key: (statistics.median(s), held[key]) for key, s in turns(runs, rounds).items()}
 
 
@@ -80,11 +82,15 @@ def growth(contender, rounds, folder):
                                             for s, v in zip(sizes, values)]
     print(f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))
-    for lines, what, name in zip(relative, ("time", "memory"), ("growth", "growth-memory")):
-        if folder:
-            plots.curves(lines, "size / smallest size", f"{what} / that of the smallest size",
-                         f"What a step and a merge cost as things grow: {what}",
-                         "Both axes are logarithmic; a line as steep as the first one is linear. A "
-                         "step hardly depends on the rank; depth, batch and tasks are linear once "
-                         "the size outweighs what every step costs anyway.",
-                         folder / f"{name}.png", log=True)
+    if not folder:
+        return
+    captions = {"time": "A step depends little on the rank; depth, batch and tasks are linear once "
+                        "the size outweighs what every step costs anyway.",
+                "memory": "What a step keeps for its backward pass, and what a merge holds beside "
+                          "the base: the average goes through its task vectors one by one, TIES "
+                          "needs them all."}
+    for lines, (what, caption), name in zip(relative, captions.items(), ("", "-memory")):
+        plots.curves(lines, "size / smallest size", f"{what} / that of the smallest size",
+                     f"What a step and a merge cost as things grow: {what}",
+                     f"Both axes are logarithmic; a line as steep as the first is linear. {caption}",
+                     folder / f"growth{name}.png", log=True)

@@ -35,10 +35,31 @@ from merge_structured import (assignment, correlation, match_heads, match_mlp, p
                               permute_stream)
 from spaces import layer_inputs
 
+WRITTEN = "PLeaS, stream and units matched"
+
+
+def check_alike(a, b):
+    """BadInput unless both encoders compute the same function of their weights and inputs."""
+    def described(model):
+        return (str(model), [(block.heads, block.activation) for block in model.blocks],
+                {k: v.flatten().tolist() for k, v in model.named_buffers()},
+                model.tokenizer.vocab if model.kind == "text" else None)
+
+    if described(a) != described(b):
+        raise BadInput(f"{a.name} and {b.name} are not of one architecture: only encoders with the "
+                       "same layers, heads, normalisation and vocabulary can be matched")
+
 
 def weights_of(encoder):
     """{name: tensor} of all its weights."""
     return {k: v.detach().clone() for k, v in encoder.named_parameters()}
+
+
+def with_weights(encoder, params):
+    """The encoder itself, with the tensors of `params` {name: tensor} copied into it."""
+    for k, v in params.items():
+        encoder.get_parameter(k).data.copy_(v)
+    return encoder
 
 
 @torch.no_grad()
@@ -63,12 +84,14 @@ def matched_stream(encoder, a, b, batches):
     return permute_stream(b, order), likeness.gather(1, order[:, None]).mean().item()
 
 
-def matched_units(encoder, a, b, batches, inputs_of):
+def matched_units(encoder, a, b, batches):
     """b with the hidden units and heads of every block in the order of a's."""
-    each = [[inputs_of(p, x) for x in batches] for p in (a, b)]
-    seen = [{k: torch.cat([inputs[k] for inputs in side]) for k in side[0]} for side in each]
     for i, block in enumerate(encoder.blocks):
-        name = f"blocks.{i}"
+        name, seen = f"blocks.{i}", []
+        names = [f"{name}.fc2.weight", f"{name}.out.weight"]
+        for params in (a, b):
+            each = [layer_inputs(encoder, names, params, x) for x in batches]
+            seen.append({k: torch.cat([inputs[k] for inputs in each]) for k in names})
         b = permute(b, name, match_mlp(a, b, name, seen)[0],
                     match_heads(a, b, name, block.heads, seen))
     return b
@@ -88,16 +111,15 @@ def merged(encoder, a, b, batches):
                               heads=encoder.blocks[0].heads)
 
     turned, likeness = matched_stream(encoder, a, b, batches)
-    return {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
-            "mean, stream and units matched":
-                mean(matched_units(encoder, a, turned, batches, inputs_of)),
-            "PLeaS, units matched": pleas(b), "PLeaS, stream and units matched": pleas(turned)}, likeness
+    found = {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
+             "mean, stream and units matched":
+                 mean(matched_units(encoder, a, turned, batches)),
+             "PLeaS, units matched": pleas(b), WRITTEN: pleas(turned)}
+    return found, likeness
 
 
-def row(encoder, params, tasks, encode, split, limit):
+def row(encoder, tasks, encode, split, limit):
     """Mean accuracies over the tasks of heads fitted to features of `train`; one for each head."""
-    for k, v in params.items():
-        encoder.get_parameter(k).data.copy_(v)
     found = {name: [] for name in HEADS}
     for task in tasks:
         inputs, labels = data.load(task, "train", limit=limit or EXAMPLES, encode=encode)
@@ -118,9 +140,11 @@ def arguments():
     add("--examples", type=int, default=250, help="unlabelled inputs of every task to match by")
     add("--split", choices=["val", "test"], default="test")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
-    add("--out", type=Path, help="write the last row's encoder to this folder")
+    add("--out", type=Path, help=f"write the encoder '{WRITTEN}' to this folder")
     args = parser.parse_args()
     cli.positive(args, "examples", "limit")
+    if args.limit == 1:
+        raise BadInput("--limit 1: a probe needs at least 2 examples")
     if args.out:
         exchange_encoder.check_new(args.out)
     return args
@@ -130,23 +154,23 @@ def main():
     """Match, merge, score; write what came of it."""
     args = arguments()
     encoder, other = models.load(args.a), models.load(args.b)
-    a, b = weights_of(encoder), weights_of(other)
-    if {k: v.shape for k, v in a.items()} != {k: v.shape for k, v in b.items()}:
-        raise BadInput(f"{args.a} and {args.b} are not of one architecture: only encoders with the "
-                       "same names and shapes can be matched")
+    check_alike(encoder, other)
+    if args.out:
+        exchange_encoder.kind_of(encoder)                       # BadInput if it cannot be written
     encode = models.encoding(args.a)
-    tasks = [task for task in data.TASKS if data.kind(task) == models.kind(args.a)]
+    tasks = [task for task in data.TASKS if data.kind(task) == encoder.kind]
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
-    print(f"{len(tasks)} tasks, {args.examples} unlabelled inputs of each, scored on {args.split}")
-    (found, likeness), rows = merged(encoder, a, b, batches), []
+    print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on {args.split}")
+    found, likeness = merged(encoder, weights_of(encoder), weights_of(other), batches)
     print(f"matched coordinates of the residual streams correlate with {likeness:.2f} in the mean")
+    rows = []
     for name, params in tqdm(found.items(), desc="encoders"):
-        scores = row(encoder, params, tasks, encode, args.split, args.limit)
+        scores = row(with_weights(encoder, params), tasks, encode, args.split, args.limit)
         rows.append([name, *(f"{v:.3f}" for v in scores)])
     print(cli.table(["encoder", *HEADS], rows))
     if args.out:
         with exchange_encoder.new_folder(args.out) as folder:
-            exchange_encoder.write_encoder(encoder, folder)
+            exchange_encoder.write_encoder(with_weights(encoder, found[WRITTEN]), folder)
         print(f"wrote {args.out}\nnext: python train.py --adapter l_lora --model {args.out}")
 
 

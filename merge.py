@@ -157,16 +157,19 @@ def weighted(base, taus, weights):
     """base + sum_t c_t tau_t of a list of T task vectors and T numbers.
 
     Tensor by tensor, so that the sum stays in the processor's cache. A NaN in any tau reaches the
-    sum and is looked for there, at a T-th of the cost; BadInput names the task vector.
+    sum and is looked for there, at a T-th of the cost; BadInput says where it came from.
     """
-    out, check = {}, 0.0
+    out, total = {}, torch.zeros(())
     for k, v in base.items():
         out[k] = torch.add(v, taus[0][k], alpha=weights[0])
         for tau, c in zip(taus[1:], weights[1:]):
             out[k].add_(tau[k], alpha=c)
-        check = check + out[k].sum()
-    if not torch.isfinite(check) and (bad := not_finite(out)):
-        list(checked_stream(base, taus))                             # raises, unless it overflowed
+        total = total + out[k].sum()
+    if not torch.isfinite(total) and (bad := not_finite(out)):
+        list(checked_stream(base, taus))                             # raises if it is in a tau
+        if broken := not_finite(base):
+            raise BadInput(f"the base has NaN or infinity in {', '.join(broken[:5])}: fetch it "
+                           "again")
         raise BadInput(f"the merged weights overflow in {', '.join(bad[:5])}: scale them down")
     return out
 
@@ -220,7 +223,7 @@ def interpolation(base, taus, *, alpha=0.5):
 def task_arithmetic(base, taus, *, lam=0.3, coefficients=None):
     """Task arithmetic, arXiv:2212.04089.   theta = theta_0 + lam sum_t c_t tau_t,   c_t = 1
 
-    coefficients   one c_t per task, or None for ones; -1 forgets a task. Streams.
+    coefficients   one c_t per task, or None for ones; -1 forgets a task. Streams without them.
     """
     if coefficients is not None:
         check_length("coefficients", coefficients, taus := list(taus))

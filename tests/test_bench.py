@@ -59,6 +59,10 @@ def test_bench_of_rules_counts_what_they_hold(command):
     held = {row[1].strip(): float(row[5]) for row in
             (line.split("|") for line in out.splitlines()) if len(row) > 5 and "." in row[5]}
     assert 1.5 < held["average"] < 2.5 and 8 < held["ties"] < 10.5    # 2 and T + 2, and slack
+    for words, told in ((["--plot", "there"], "--plot draws --growth"),
+                        (["--growth", "--rules", "ties"], "--rules and --growth are tables")):
+        code, _, err = command(bench.main, *words)
+        assert code == 2 and told in err
     code, _, err = command(bench.main, "--rules", "fisher")
     assert code == 2 and "unknown rule without data 'fisher'" in err
 
@@ -89,9 +93,14 @@ def test_bench_of_growth(command, monkeypatch):
         monkeypatch.setattr(bench_growth, name, lambda: None)
     code, out, err = command(bench.main, "--growth", "--rounds", 1)
     assert code == 0, err
-    rows = [line.split("|")[1].strip() for line in out.splitlines() if " / " in line]
-    assert rows == ["LoRA, rank", "L-LoRA, rank", "LoRA, depth", "L-LoRA, depth", "LoRA, batch",
-                    "L-LoRA, batch", "average, tasks", "ties, tasks"]
+    lines = [line.split("|")[1:-1] for line in out.splitlines() if " / " in line]
+    rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
+    assert list(rows) == ["LoRA, rank", "L-LoRA, rank", "LoRA, depth", "L-LoRA, depth",
+                          "LoRA, batch", "L-LoRA, batch", "average, tasks", "ties, tasks"]
+    sizes, _, _, kept, power = rows["LoRA, depth"]
+    small, large = (float(v) for v in kept.split("/"))
+    assert sizes == "1 / 2" and large > small and float(power) == pytest.approx(1, abs=0.05)
+    assert bench_growth.exponent([1, 3, 12]) == 2
 
 
 def test_bench_without_the_library_says_how_to_get_it(command, monkeypatch):

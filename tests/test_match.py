@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+import exchange_encoder
 import match
 import models
 from merge_structured import permute, permute_stream
+
+SIZES = dict(width=16, depth=2, heads=4, hidden=24)
 
 
 def shuffled(params, generator):
@@ -17,37 +20,56 @@ def shuffled(params, generator):
     return out
 
 
+def written(folder, seed, **sizes):
+    """A small ViT of random weights in a folder of its own."""
+    torch.manual_seed(seed)
+    folder.mkdir()
+    exchange_encoder.write_encoder(models.ViT(**SIZES | sizes), folder)
+    return folder
+
+
 def test_an_encoder_and_its_shuffled_self_merge_into_itself():
     torch.manual_seed(0)
-    encoder = models.ViT(width=16, depth=2, heads=4, hidden=24).double().requires_grad_(False)
+    encoder = models.ViT(**SIZES).double().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.rand(20, 1, 28, 28, generator=generator, dtype=torch.float64)] * 2
+    batches = list(torch.rand(2, 20, 1, 28, 28, generator=generator, dtype=torch.float64))
     a = match.weights_of(encoder)
     found, likeness = match.merged(encoder, a, shuffled(a, generator), batches)
     assert likeness == pytest.approx(1)
     apart = {name: max((p[k] - a[k]).abs().max() for k in a) for name, p in found.items()}
-    for name in ("mean, stream and units matched", "PLeaS, stream and units matched"):
+    for name in ("mean, stream and units matched", match.WRITTEN):
         assert apart[name] < 1e-8
     for name in ("mean", "mean, stream matched", "PLeaS, units matched"):
         assert apart[name] > 1e-2
 
 
-@pytest.mark.parametrize("name", ["vit", "bert"])
-def test_the_command_merges_two_checkpoints(command, tmp_path, name):
-    words = [name, name, "--examples", 4, "--limit", 16, "--out", tmp_path / "merged"]
+def test_the_command_writes_what_it_merged(command, tmp_path, monkeypatch):
+    a, b = (written(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    made, merged = [], match.merged
+    monkeypatch.setattr(match, "merged", lambda *args: made.append(merged(*args)) or made[-1])
+    words = [a, b, "--examples", 4, "--limit", 16, "--out", tmp_path / "merged"]
     code, out, err = command(match.main, *words)
     assert code == 0, err
-    rows = [line.split("|")[1:4] for line in out.splitlines() if line.startswith("| ")][1:]
-    assert [cells[0].strip() for cells in rows][:3] == ["a", "b", "mean"] and len(rows) == 7
-    assert all(cells[1:] == rows[0][1:] for cells in rows)         # with itself all are one
-    for k, v in models.load(name).state_dict().items():
-        torch.testing.assert_close(models.load(tmp_path / "merged").state_dict()[k], v,
-                                   atol=1e-3, rtol=1e-3)
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    assert rows == ["encoder", *made[0][0]] and "8 tasks, 4 unlabelled inputs of each" in out
+    read = match.weights_of(models.load(tmp_path / "merged"))
+    for k, v in made[0][0][match.WRITTEN].items():
+        torch.testing.assert_close(read[k], v)
     code, _, err = command(match.main, *words)
     assert code == 2 and "exists: give the name of a new folder" in err
 
 
-def test_encoders_that_cannot_be_matched(command):
-    code, _, err = command(match.main, "vit", "bert")
-    assert code == 2 and "not of one architecture" in err
-    assert command(match.main, "vit", "vit", "--examples", 0)[0] == 2
+def test_the_command_takes_texts(command):
+    code, out, err = command(match.main, "bert", "bert", "--examples", 4, "--limit", 16)
+    assert code == 0, err
+    assert "correlate with 1.00" in out
+
+
+def test_encoders_that_cannot_be_matched(command, tmp_path):
+    a, b = (written(tmp_path / name, 0, heads=heads) for name, heads in (("a", 4), ("b", 2)))
+    for pair in (a, b), ("vit", "bert"):
+        code, _, err = command(match.main, *pair)
+        assert code == 2 and "not of one architecture" in err
+    for words, told in (["--examples", 0], "--examples 0"), (["--limit", 1], "--limit 1"):
+        code, _, err = command(match.main, a, a, *words)
+        assert code == 2 and told in err
