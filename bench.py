@@ -149,7 +149,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--adapters", help="comma-separated (default: all)")
-    add("--batch", type=int, default=32)
+    add("--batch", type=int, help="default: 32; of each task with --rules adamerging 16")
     add("--rounds", type=int, help="default: 20; with --growth 10, with --rules 5")
     add("--steps", type=int, default=2, help="steps per adapter and round")
     add("--json", metavar="FILE", help="also write the ratios to a file")
@@ -168,6 +168,7 @@ def arguments():
     chosen = [f"--{name}" for name in ("rules", "growth", "peft") if getattr(args, name)]
     if len(chosen) > 1:
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
+    args.batch = args.batch or (16 if args.rules == "adamerging" else 32)
     args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
     return args
 
@@ -181,7 +182,7 @@ def main():
     elif args.peft:
         bench_peft.compare(args.peft == "small", args.batch, args.rounds, args.steps)
     elif args.rules == "adamerging":
-        bench_merge.adamerging(args.millions, args.rounds)
+        bench_merge.adamerging(args.millions, args.rounds, args.batch)
     elif args.rules:
         free = [name for name, f in RULES.items() if not f.needs and not f.count]
         chosen = free if args.rules == "all" else cli.names(args.rules, "rule without data", free)

@@ -92,5 +92,5 @@ def growth(contender, rounds, folder):
     for lines, (what, caption), name in zip(relative, captions.items(), ("", "-memory")):
         plots.curves(lines, "size / smallest size", f"{what} / that of the smallest size",
                      f"What a step and a merge cost as things grow: {what}",
-                     f"Both axes are logarithmic; a line as steep as the first is linear. {caption}",
-                     folder / f"growth{name}.png", log=True)
+                     "Both axes are logarithmic; a line as steep as the first is linear. "
+                     + caption, folder / f"growth{name}.png", log=True)

@@ -115,8 +115,11 @@ def rules(names, millions, rounds, count=8):
                         for name in seconds if name.startswith("ties by")))
 
 
-def adamerging(millions, rounds, count=8, batch=16):
-    """Print time and memory of one gradient of AdaMerging's coefficients, ours and in the graph."""
+def adamerging(millions, rounds, batch, count=8):
+    """Print time and memory of one gradient of AdaMerging's coefficients, ours and in the graph.
+
+    batch   images of each of the `count` tasks
+    """
     keep_freed_memory()
     torch.manual_seed(0)
     base, make = task_vectors(millions)

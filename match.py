@@ -160,7 +160,8 @@ def main():
     encode = models.encoding(args.a)
     tasks = [task for task in data.TASKS if data.kind(task) == encoder.kind]
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
-    print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on {args.split}")
+    print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on "
+          f"{args.split}")
     found, likeness = merged(encoder, weights_of(encoder), weights_of(other), batches)
     print(f"matched coordinates of the residual streams correlate with {likeness:.2f} in the mean")
     rows = []

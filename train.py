@@ -1,6 +1,6 @@
 """Fine-tune one adapter on one task: inject, linearize if asked, train, save a run folder.
 
-    python train.py --adapter l_lora                   # the built-in suite, offline, about a minute
+    python train.py --adapter l_lora                   # the built-in suite, offline, 20 seconds
     python train.py --adapter lora --task all --seed 1
     python train.py --list                             # every adapter, its paper and its keys
 """
