@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from errors import BadInput
 from models import place
 
 EXAMPLES = 2000          # how many training inputs a head is fitted to
@@ -48,7 +49,12 @@ class Probe(nn.Module):
         self.register_buffer("b", torch.zeros(classes))
 
     def fit(self, features, labels, ridge=1e-3, steps=100):
-        """Minimise mean cross entropy + ridge ||W||^2 / 2 with L-BFGS; deterministic."""
+        """Minimise mean cross entropy + ridge ||W||^2 / 2 with L-BFGS; deterministic.
+
+        BadInput for a single example: nothing to standardise by.
+        """
+        if len(features) < 2:
+            raise BadInput("a linear probe needs at least 2 training examples: raise --limit")
         self.mu, self.sigma = features.mean(0), features.std(0).clamp(min=1e-6)
         x = (features - self.mu) / self.sigma
         W, b = (t.clone().requires_grad_() for t in (self.W, self.b))

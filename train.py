@@ -252,10 +252,10 @@ def train(setting, task, out):
     type(injected[0]).before_training(injected, setting["steps"] * len(names))
     exchange.start_from(setting, model, layers)
     trainable, frozen = describe(model, setting, layers)
+    tasks = {name: load_task(name, setting, base) for name in names}
     first = parallel.place()[0] == 0
     if first:
         runs.start_folder(folder, setting)
-    tasks = {name: load_task(name, setting, base) for name in names}
     start, _ = runs.state(model)
     score = lambda model, split: {name: accuracy(model, head, *sets[split])
                                   for name, (head, sets) in tasks.items()}

@@ -294,6 +294,7 @@ def test_joint_training_is_one_run_on_every_task(fit, merge_runs, tmp_path):
     (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),
     (["--size", 30], "image size 30 is no multiple of the patch size 7"),
     (["--data", "nowhere", "--task", "mine"], "--data nowhere is no folder"),
+    (["--head", "probe", "--limit", 1], "a linear probe needs at least 2 training examples"),
 ])
 def test_bad_training_input(fit, tmp_path, words, told):
     code, _, err = fit(*words)
