@@ -69,10 +69,9 @@ def rule(function=None, *, count=None, space=None, registry=RULES, sums=False):
         wide, listed = widen(base), isinstance(taus, list)
         stream = checked_stream(wide, taus, finite=not (sums and listed))
         merged = function(wide, list(stream) if listed else stream, **keywords)
-        narrow = lambda d: {k: d[k].to(base[k].dtype) for k in base}
         if isinstance(merged, Experts):
-            return merged._replace(models=[narrow(model) for model in merged.models])
-        return narrow(merged)
+            return merged._replace(models=[narrow(model, base) for model in merged.models])
+        return narrow(merged, base)
 
     checked.count, checked.space, checked.needs = count, space, needs
     registry[name] = checked
@@ -82,6 +81,16 @@ def rule(function=None, *, count=None, space=None, registry=RULES, sums=False):
 def widen(tensors):
     """At least float32; no copy where it is that already."""
     return {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()}
+
+
+def narrow(tensors, base):
+    """In the dtypes of `base`; BadInput where a number is too large for them."""
+    out = {k: tensors[k].to(base[k].dtype) for k in base}
+    cast = {k: v for k, v in out.items() if v.dtype != tensors[k].dtype}
+    if bad := not_finite(cast):
+        raise BadInput(f"the merged weights do not fit into {base[bad[0]].dtype} in "
+                       f"{', '.join(bad[:5])}: merge in float32, or scale them down")
+    return out
 
 
 def not_finite(tensors):

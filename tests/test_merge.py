@@ -140,6 +140,9 @@ def test_a_sum_that_overflows_is_not_blamed_on_a_task_vector():
     assert RULES["average"](base, [large])["a"].isfinite().all()          # though their sum is inf
     with pytest.raises(BadInput, match="the merged weights overflow in a: "):
         RULES["task_arithmetic"](base, [large, large], lam=1.0)
+    half = {k: v.half() for k, v in base.items()}
+    with pytest.raises(BadInput, match="do not fit into torch.float16 in a: merge in float32"):
+        RULES["task_arithmetic"](half, [{"a": torch.full((3,), 6e4), "b": torch.ones(1)}], lam=2.0)
     with pytest.raises(BadInput, match="the base has NaN or infinity in b"):
         RULES["average"](base | {"b": torch.tensor([torch.nan])}, [large])
 
