@@ -31,9 +31,8 @@ import models
 from errors import BadInput
 from heads import EXAMPLES, HEADS, correct, features
 from merge import RULES
-from merge_structured import (assignment, correlation, match_heads, match_mlp, permute,
-                              permute_stream)
-from spaces import layer_inputs
+from merge_structured import assignment, correlation, match_blocks, permute_stream, rows_of
+from spaces import layer_inputs, with_weights
 
 WRITTEN = "PLeaS, stream and units matched"
 
@@ -53,13 +52,6 @@ def check_alike(a, b):
 def weights_of(encoder):
     """{name: tensor} of all its weights."""
     return {k: v.detach().clone() for k, v in encoder.named_parameters()}
-
-
-def with_weights(encoder, params):
-    """The encoder itself, with the tensors of `params` {name: tensor} copied into it."""
-    for k, v in params.items():
-        encoder.get_parameter(k).data.copy_(v)
-    return encoder
 
 
 @torch.no_grad()
@@ -84,36 +76,23 @@ def matched_stream(encoder, a, b, batches):
     return permute_stream(b, order), likeness.gather(1, order[:, None]).mean().item()
 
 
-def matched_units(encoder, a, b, batches):
-    """b with the hidden units and heads of every block in the order of a's."""
-    for i, block in enumerate(encoder.blocks):
-        name, seen = f"blocks.{i}", []
-        names = [f"{name}.fc2.weight", f"{name}.out.weight"]
-        for params in (a, b):
-            each = [layer_inputs(encoder, names, params, x) for x in batches]
-            seen.append({k: torch.cat([inputs[k] for inputs in each]) for k in names})
-        b = permute(b, name, match_mlp(a, b, name, seen)[0],
-                    match_heads(a, b, name, block.heads, seen))
-    return b
-
-
 def merged(encoder, a, b, batches):
     """{what was done: weights} of the encoders a and b and of five ways to merge them; and the
     mean correlation of the matched coordinates of their residual streams."""
     layers = [n for n, m in encoder.blocks.named_modules() if isinstance(m, torch.nn.Linear)]
     inputs_of = partial(layer_inputs, encoder, [f"blocks.{n}.weight" for n in layers])
+    heads = encoder.blocks[0].heads
     mean = lambda b: {k: (a[k] + b[k]) / 2 for k in a}
 
     def pleas(b):
         tau = {k: b[k] - a[k] for k in a}
         return RULES["pleas"](a, [{k: torch.zeros_like(v) for k, v in a.items()}, tau],
-                              activations=inputs_of, batches=batches,
-                              heads=encoder.blocks[0].heads)
+                              activations=inputs_of, batches=batches, heads=heads)
 
     turned, likeness = matched_stream(encoder, a, b, batches)
+    seen = [rows_of(inputs_of, params, batches) for params in (a, turned)]
     found = {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
-             "mean, stream and units matched":
-                 mean(matched_units(encoder, a, turned, batches)),
+             "mean, stream and units matched": mean(match_blocks(a, turned, seen, heads)),
              "PLeaS, units matched": pleas(b), WRITTEN: pleas(turned)}
     return found, likeness
 

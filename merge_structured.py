@@ -266,6 +266,32 @@ def partial_mlp(a, b, block, ratio, seen=None, ridge=1e-6):
             | refit(merged, w2, join(h, g, 1), (output(a, w2, h) + output(b, w2, g)) / 2, ridge))
 
 
+@torch.no_grad()
+def rows_of(activations, params, parts):
+    """{weight name: its inputs (rows, in)} of one model, the rows of all parts together."""
+    each = [activations(params, x) for x in parts]
+    return {k: torch.cat([inputs[k] for inputs in each]) for k in each[0]}
+
+
+def match_blocks(a, b, seen, heads=None):
+    """b, the same function, with the units and heads of every block in the order of a's.
+
+    seen    pair of dicts {weight name: its inputs (rows, in)} of a and b on the same examples
+    heads   number of attention heads; None leaves them in place
+
+    In place, too, stays what has a weight or bias moving along that is not among the keys.
+    """
+    def movable(block, layer, names):
+        return f"{block}.{layer}.weight" in seen[0] and all(f"{block}.{k}" in b for k in names)
+
+    for block in sorted({k.rsplit(".", 2)[0] for k in b}):
+        if movable(block, "fc2", UNITS):
+            b = permute(b, block, match_mlp(a, b, block, seen)[0])
+        if heads and movable(block, "out", HEADS):
+            b = permute(b, block, heads=match_heads(a, b, block, heads, seen))
+    return b
+
+
 @rule(count=2, space="weight")
 def pleas(base, taus, *, activations=None, batches=None, heads=None, ridge=1e-6):
     """PLeaS at the width of the base, arXiv:2407.02447: match b to a, then refit every layer.
@@ -274,28 +300,15 @@ def pleas(base, taus, *, activations=None, batches=None, heads=None, ridge=1e-6)
     ridge   of least_squares, > 0; what is no linear layer takes the mean
 
     Both models see all batches and `activations` must give the same rows for both. Units and heads
-    stay in place where a weight or bias that moves along is not among the keys. Against the mean
-    weight (X_a - X_b) (W_a - W_b)^T / 4 is left to fit: nothing in the first layer.
+    are matched by `match_blocks`. Against the mean weight (X_a - X_b) (W_a - W_b)^T / 4 is left to fit: nothing
+    in the first layer.
     """
     a, b = (add(base, tau) for tau in taus)
     parts = [part for x in batches for part in x.split(64)]   # the texts of two tasks differ in T
 
-    @torch.no_grad()
-    def inputs_of(params):
-        each = [activations(params, x) for x in parts]
-        return {k: torch.cat([inputs[k] for inputs in each]) for k in each[0]}
-
-    seen = inputs_of(a), inputs_of(b)
-
-    def movable(block, layer, names):
-        return f"{block}.{layer}.weight" in seen[0] and all(f"{block}.{k}" in base for k in names)
-
-    for block in sorted({k.rsplit(".", 2)[0] for k in base}):
-        if movable(block, "fc2", UNITS):
-            b = permute(b, block, match_mlp(a, b, block, seen)[0])
-        if heads and movable(block, "out", HEADS):
-            b = permute(b, block, heads=match_heads(a, b, block, heads, seen))
-    seen = seen[0], inputs_of(b)                                  # in the order of a by now
+    seen = [rows_of(activations, params, parts) for params in (a, b)]
+    b = match_blocks(a, b, seen, heads)
+    seen[1] = rows_of(activations, b, parts)                      # in the order of a by now
     merged = {k: (a[k] + b[k]) / 2 for k in base}
     for k in sorted(seen[0].keys() & base.keys()):
         Z = [inputs[k] for inputs in seen]

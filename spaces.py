@@ -99,16 +99,19 @@ def weight_space(group, encoder):
     base = {k: encoder.get_parameter(k).detach().clone() for k in names}
     taus = [{k: tau.get(k, torch.zeros_like(base[k])) for k in names} for tau in taus]
 
-    def apply(merged):
-        for k in names:
-            encoder.get_parameter(k).data.copy_(merged[k])
-        return encoder
-
     def call(params, inputs):
         return functional_call(encoder, params, (place(inputs, base[names[0]]),))
 
     layers = [k for k in names if k.endswith(".weight")]
-    return Space(base, taus, apply, call, partial(layer_inputs, encoder, layers))
+    return Space(base, taus, partial(with_weights, encoder), call,
+                 partial(layer_inputs, encoder, layers))
+
+
+def with_weights(encoder, params):
+    """The encoder itself, with the tensors of `params` {name: tensor} copied into it."""
+    for k, v in params.items():
+        encoder.get_parameter(k).data.copy_(v)
+    return encoder
 
 
 @torch.no_grad()
