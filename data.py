@@ -5,8 +5,8 @@
     calib   unlabelled (labels are -1), for rules that look at data
     test    reported once
 
-The generated tasks of suite.py (images) and text_suite.py need no file. With `--data FOLDER` a task
-is one of the published sets of datasets.py, or whatever the folder holds (readers.py). There, test
+The generated tasks of drawn.py (images) and written.py need no file. With `--data FOLDER` a task
+is one of the published sets of published.py, or whatever the folder holds (readers.py). There, test
 is the official test split, or the labelled `dev` where test labels are secret; calib, and val where
 the set has none, are cut from its training examples in a fixed random order. The four splits are
 disjoint.
@@ -17,13 +17,13 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-import datasets
-import suite
-import text_suite
+from tasks import published
+from tasks import drawn
+from tasks import written
 from errors import BadInput, unknown
 
 SPLITS = {"train": (2000, 101), "val": (500, 102), "test": (1000, 103), "calib": (500, 104)}
-TASKS = suite.TASKS | text_suite.TASKS
+TASKS = drawn.TASKS | written.TASKS
 
 
 def check(task, folder=None):
@@ -33,19 +33,19 @@ def check(task, folder=None):
     if folder is not None and task in TASKS:
         raise BadInput(f"{task} is a generated task: leave out --data, or name the task otherwise")
     if folder is not None:
-        datasets.read(task, folder)
+        published.read(task, folder)
 
 
 def classes(task, folder=None):
     """Number of classes."""
-    return TASKS[task][1] if folder is None else datasets.read(task, folder)[1]
+    return TASKS[task][1] if folder is None else published.read(task, folder)[1]
 
 
 def kind(task, folder=None):
     """"image" or "text": which models a task is for."""
     if folder is not None:
-        return datasets.entry(task, folder).kind
-    return "text" if task in text_suite.TASKS else "image"
+        return published.entry(task, folder).kind
+    return "text" if task in written.TASKS else "image"
 
 
 def load(task, split, folder=None, limit=None, encode=None):
@@ -55,7 +55,7 @@ def load(task, split, folder=None, limit=None, encode=None):
     limit    at most this many examples
     encode   a list of texts or pairs -> ids (n, T) int64, the inputs of text tasks
     """
-    source = generated(task, split) if folder is None else published(task, split, folder)
+    source = generated(task, split) if folder is None else from_folder(task, split, folder)
     inputs, labels, rows = *source[:2], source[2][:limit]
     labels = torch.from_numpy(labels[rows] if split != "calib" else np.full(len(rows), -1))
     if kind(task, folder) == "text":
@@ -71,16 +71,16 @@ def load(task, split, folder=None, limit=None, encode=None):
 def generated(task, split):
     """(inputs, labels, all rows) of a built-in task; drawn once per process."""
     n, seed = SPLITS[split]
-    sample = text_suite.sample if task in text_suite.TASKS else suite.sample
+    sample = written.sample if task in written.TASKS else drawn.sample
     return *sample(task, n, seed), np.arange(n)
 
 
-def published(task, split, folder):
+def from_folder(task, split, folder):
     """(inputs, labels, rows of the split) of a data set in a folder.
 
     calib, and val where there is none, are a tenth of the training examples, at most 1000.
     """
-    parts, _ = datasets.read(task, folder)
+    parts, _ = published.read(task, folder)
     if split in parts and split != "train":
         return *parts[split], np.arange(len(parts[split][1]))
     inputs, labels = parts["train"]

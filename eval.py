@@ -17,19 +17,19 @@ import statistics
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
-import cli
-import exchange
-import exchange_encoder as encoders
+from experiment import cli
+from exchange import peft_folder
+from exchange import huggingface
 import merge
-import models
-import plots
-import protocols  # noqa: F401  (fills INSTRUMENTS)
-import runs
-import spaces
+import encoders
+from analysis import plots
+from analysis import protocols  # noqa: F401  (fills INSTRUMENTS)
+from experiment import run_folder
+from experiment import spaces
 from errors import BadInput, unknown
-from instruments import INSTRUMENTS, Analysis
-from parallel import spread
-from score import RULES, Bench, Tasks, obstacle, prepared, row, split_joint, summarize
+from analysis.instruments import INSTRUMENTS, Analysis
+from experiment.jobs import spread
+from experiment.scoring import RULES, Bench, Tasks, obstacle, prepared, row, split_joint, summarize
 
 LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
@@ -88,7 +88,7 @@ def check_export(args):
                        "model, without --by")
     if not args.merge and len(args.runs) != 1:
         raise BadInput("--export writes one adapter: give one run, or --merge RULE")
-    encoders.check_new(args.export)
+    huggingface.check_new(args.export)
 
 
 def grid(text):
@@ -164,7 +164,7 @@ def own_task(group, args):
     """The table without --merge: every run on its own tasks."""
     rows = []
     for run in tqdm(group, desc="runs"):
-        model = runs.rebuild(run, runs.base_encoder(run, args.device))
+        model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
         s, tasks = run["setting"], Tasks([run], args.device, args.limit)
         for task in tasks.runs:
             rows.append([run["folder"].name, s["adapter"], s["linearize"], task,
@@ -233,8 +233,8 @@ def merged_tables(loaded, args):
 
 def check_analyses(loaded, args):
     """BadInput for an instrument that these runs are nothing for; `all` leaves it out."""
-    texts = any(models.kind(run["setting"]["model"]) == "text" for run in loaded)
-    few = len({run["setting"]["task"] for run in loaded if len(runs.tasks(run)) == 1}) < 4
+    texts = any(encoders.kind(run["setting"]["model"]) == "text" for run in loaded)
+    few = len({run["setting"]["task"] for run in loaded if len(run_folder.tasks(run)) == 1}) < 4
     everything = args.analyze == list(INSTRUMENTS)
     for name, unfit, why in (
             ("corruption", texts, "corruption is for images and these runs are on texts"),
@@ -277,12 +277,12 @@ def main():
             title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
             print(cli.entry(name, title, formula, merge.options(name)))
         return
-    loaded, found = [exchange.load(folder) for folder in args.runs], {}
+    loaded, found = [peft_folder.load(folder) for folder in args.runs], {}
     check_analyses(loaded, args)
     if args.export and args.merge:
-        encoders.check_merged(loaded)
+        huggingface.check_merged(loaded)
     elif args.export:
-        exchange.write_adapter(loaded[0], args.export)
+        peft_folder.write_adapter(loaded[0], args.export)
     if not args.merge and not args.analyze:
         print(own_task(loaded, args))
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
@@ -291,7 +291,7 @@ def main():
     if args.analyze:
         found |= {"analysis": analyzed(loaded, args)}
     if args.json:
-        runs.write_json(found, args.json)
+        run_folder.write_json(found, args.json)
         print(f"wrote {args.json}")
 
 

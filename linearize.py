@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jvp
 
-from dual import Dual, parts
+from encoders.dual import Dual, parts
 from lora import ADAPTERS, Adapter, adapters, inject, trainable
 
 READINGS = ("off", "layer", "model")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput, unknown
-from quantize import QUANTIZERS
+from encoders.nf4 import QUANTIZERS
 
 ADAPTERS: dict[str, type["Adapter"]] = {}
 

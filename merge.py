@@ -535,4 +535,4 @@ def consensus(base, taus, *, threshold=0.4, agree=2, lam=0.3):
 
 
 # The rest of the course registers itself here.
-import merge_spectra, merge_data, merge_learned, merge_structured  # noqa: E401, E402, F401
+import rules.spectra, rules.fisher, rules.adamerging, rules.pleas  # noqa: E402, F401, E401

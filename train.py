@@ -20,20 +20,20 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
-import cli
+from experiment import cli
 import data
-import datasets
-import exchange
+from tasks import published
+from exchange import peft_folder
 import lora
-import models
-import parallel
-import runs
-import suite
-import text_suite
+import encoders
+from experiment import jobs
+from experiment import run_folder
+from tasks import drawn
+from tasks import written
 from errors import BadInput, unknown
-from heads import EXAMPLES, HEADS, accuracy, features
+from encoders.heads import EXAMPLES, HEADS, accuracy, features
 from linearize import READINGS, adapt, encoder_of
-from quantize import QUANTIZERS
+from encoders.nf4 import QUANTIZERS
 
 SAVE_EVERY = 50
 
@@ -72,7 +72,7 @@ def arguments():
     add("--overwrite", action="store_true", help="replace an existing run")
     add("--list", action="store_true", help="list the adapters and stop")
     args = p.parse_args()
-    if args.jobs > 1 and parallel.place()[1] > 1:
+    if args.jobs > 1 and jobs.place()[1] > 1:
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
     if args.adapter not in lora.ADAPTERS:
         raise unknown("adapter", args.adapter, lora.ADAPTERS)
@@ -92,7 +92,7 @@ def resolve(args):
     for k in flags:
         if k not in keys:
             raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
-    head = args.head or {"image": "prototypes", "text": "probe"}[models.kind(args.model)]
+    head = args.head or {"image": "prototypes", "text": "probe"}[encoders.kind(args.model)]
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
     return {"adapter": args.adapter, "hp": hp, "linearize": reading, "quantize": args.quantize,
             "targets": args.targets, "init": args.init, "model": args.model, "size": args.size,
@@ -105,17 +105,17 @@ def resolve(args):
 def task_names(args):
     """--task as a list: all or the first of the model's kind, one, or several with commas."""
     if args.task in (None, "all"):
-        built_in = list((suite if models.kind(args.model) == "image" else text_suite).TASKS)
+        built_in = list((drawn if encoders.kind(args.model) == "image" else written).TASKS)
         return built_in if args.task else built_in[:1]
     return args.task.split(",")
 
 
 def check_tasks(tasks, args):
     """BadInput for a task that does not exist, or is not for this kind of model; quick."""
-    kind = models.kind(args.model)
+    kind = encoders.kind(args.model)
     for task in tasks:
         if args.download:
-            datasets.download(task, args.data, kind)
+            published.download(task, args.data, kind)
         data.check(task, args.data)
         if (other := data.kind(task, args.data)) != kind:
             raise BadInput(f"{args.model} is a model of {kind}s and {task} a task of {other}s: "
@@ -196,7 +196,7 @@ def fit(model, sets, setting, folder):
     layers = list(lora.adapters(encoder).values())
     hooks, params = type(layers[0]), list(lora.trainable(encoder).values())
     optimizer, total = optimizer_of(model, setting), setting["steps"] * len(sets)
-    log, (rank, count) = runs.load_progress(folder, model, optimizer), parallel.place()
+    log, (rank, count) = run_folder.load_progress(folder, model, optimizer), jobs.place()
     if min(setting["batch"], *(len(inputs) for _, inputs, _ in sets)) < count:
         raise BadInput(f"a batch of the training examples is too small for {count} processes")
     steps = range(len(log), total)
@@ -207,13 +207,13 @@ def fit(model, sets, setting, folder):
         for g in optimizer.param_groups:
             g["lr"] = g["base_lr"] * schedule(step, total)
         mine = rows[rank::count]                         # all of them, if there is one process
-        logits = head(model(models.place(inputs[mine], params[0])))
+        logits = head(model(encoders.place(inputs[mine], params[0])))
         loss = F.cross_entropy(logits, labels[mine].to(params[0].device)) * (len(mine) / len(rows))
         loss = loss + sum(layer.regularizer() for layer in layers) / count
         optimizer.zero_grad()
         loss.backward()
         seen = [*params, *(t for layer in layers for t in layer.observed())]
-        parallel.add_up([loss := loss.detach(), *(p.grad for p in seen if p.grad is not None)])
+        jobs.add_up([loss := loss.detach(), *(p.grad for p in seen if p.grad is not None)])
         log.append((step + 1, loss.item(), optimizer.param_groups[0]["lr"]))
         if not math.isfinite(log[-1][1]):
             raise BadInput(f"the loss became {log[-1][1]} at step {step + 1} with learning rate "
@@ -225,7 +225,7 @@ def fit(model, sets, setting, folder):
         if rank == 0:
             bar.set_postfix(loss=f"{log[-1][1]:.3f}", refresh=False)
         if (step + 1) % SAVE_EVERY == 0 and step + 1 < total and rank == 0:
-            runs.save_progress(folder, model, optimizer, log)
+            run_folder.save_progress(folder, model, optimizer, log)
     return log
 
 
@@ -241,8 +241,8 @@ def load_task(task, setting, base):
 
 def train(setting, task, out):
     """One run, from the checkpoint to the finished folder; `task` is one, or a,b,c jointly."""
-    began, folder, setting = time.time(), runs.partial(out), {"task": task} | setting
-    base = models.load(setting["model"], setting["size"], setting["random_weights"])
+    began, folder, setting = time.time(), run_folder.partial(out), {"task": task} | setting
+    base = encoders.load(setting["model"], setting["size"], setting["random_weights"])
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
     generator = torch.Generator().manual_seed(setting["seed"])
     model, layers = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
@@ -250,13 +250,13 @@ def train(setting, task, out):
                           **setting["hp"])
     injected, names = list(lora.adapters(encoder_of(model)).values()), task.split(",")
     type(injected[0]).before_training(injected, setting["steps"] * len(names))
-    exchange.start_from(setting, model, layers)
+    peft_folder.start_from(setting, model, layers)
     trainable, frozen = describe(model, setting, layers)
     tasks = {name: load_task(name, setting, base) for name in names}
-    first = parallel.place()[0] == 0
+    first = jobs.place()[0] == 0
     if first:
-        runs.start_folder(folder, setting)
-    start, _ = runs.state(model)
+        run_folder.start_folder(folder, setting)
+    start, _ = run_folder.state(model)
     score = lambda model, split: {name: accuracy(model, head, *sets[split])
                                   for name, (head, sets) in tasks.items()}
     base_val = statistics.fmean(score(base, "val").values())
@@ -269,14 +269,14 @@ def train(setting, task, out):
               "seconds": round(time.time() - began, 1)}
     if len(names) > 1:
         result["by_task"] = {name: {"val": val[name], "test": test[name]} for name in names}
-    runs.save_run(out, setting, model, layers, {n: head for n, (head, _) in tasks.items()}, start,
+    run_folder.save_run(out, setting, model, layers, {n: head for n, (head, _) in tasks.items()}, start,
                   result, log)
     print(f"base val {base_val:.3f} before training, {result['seconds']:.0f} s")
     print(f"val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}", flush=True)
 
 
 def captured(setting, task, out, bar):
-    """`train`, as a unit of work for parallel.spread; returns what it prints."""
+    """`train`, as a unit of work for jobs.spread; returns what it prints."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
         train(setting, task, out)
     bar.update()
@@ -294,20 +294,20 @@ def main():
               "pissa QPiSSA, dora QDoRA, rosa QRoSA")
         return
     setting, tasks = resolve(args), task_names(args)
-    exchange.check_start(setting)
+    peft_folder.check_start(setting)
     check_tasks(tasks, args)
     units = [",".join(tasks)] if args.joint else tasks
-    with parallel.group(setting["device"], args.batch):
+    with jobs.group(setting["device"], args.batch):
         outs = [out_folder(args, setting, unit) for unit in units]
         todo = [(setting, unit, out) for unit, out in zip(units, outs)
-                if runs.is_open(out, args.resume, args.overwrite)]
-        parallel.wait()                         # before one of them makes the first folder
+                if run_folder.is_open(out, args.resume, args.overwrite)]
+        jobs.wait()                         # before one of them makes the first folder
         if args.jobs == 1:
             for unit in todo:
                 train(*unit)
         else:
             with tqdm(total=len(todo), desc="runs") as bar:
-                print("".join(parallel.spread(captured, todo, args.jobs, bar)), end="")
+                print("".join(jobs.spread(captured, todo, args.jobs, bar)), end="")
         many = len(units) > 1
         print(f"next: python eval.py {out_folder(args, setting, '*' if many else units[0])}"
               + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * many)

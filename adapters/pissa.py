@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from lora import LoRA, register
-from quantize import QuantLinear
+from encoders.nf4 import QuantLinear
 
 
 @register

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import adapters  # noqa: F401
-import cli
-import models
-import runs
-import weights
-from models_text import BERT
+from experiment import cli
+import encoders
+from experiment import run_folder
+from encoders import safetensors
+from encoders.bert import BERT
 
 TINY = {"image": 28, "patch": 7, "channels": 1, "width": 16, "depth": 2, "heads": 2, "hidden": 24,
         "mean": [0.5], "std": [0.5]}
@@ -28,16 +28,16 @@ def write_checkpoint(folder, seed=4):
     """A ViT of 2 blocks and width 16 at random weights, as a checkpoint folder."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    weights.write(models.ViT(**TINY).state_dict(), folder / "model.safetensors")
-    runs.write_json({"model_type": "vit_encoder"} | TINY, folder / "config.json")
+    safetensors.write(encoders.ViT(**TINY).state_dict(), folder / "model.safetensors")
+    run_folder.write_json({"model_type": "vit_encoder"} | TINY, folder / "config.json")
     return folder
 
 
 def write_text_checkpoint(folder, seed=4):
     """A BERT of 2 blocks and width 16 at random weights that spells, as a checkpoint folder."""
     folder.mkdir(parents=True)
-    weights.write(text_encoder(seed).state_dict(), folder / "model.safetensors")
-    runs.write_json({"model_type": "bert_encoder"} | TINY_TEXT, folder / "config.json")
+    safetensors.write(text_encoder(seed).state_dict(), folder / "model.safetensors")
+    run_folder.write_json({"model_type": "bert_encoder"} | TINY_TEXT, folder / "config.json")
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return folder
 
@@ -68,7 +68,7 @@ def tiny(tmp_path_factory):
 def encoder():
     """A two-block encoder in float64 with random weights."""
     torch.manual_seed(3)
-    return models.ViT(**TINY).double()
+    return encoders.ViT(**TINY).double()
 
 
 @pytest.fixture

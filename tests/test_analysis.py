@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-import analysis
+from analysis import measures
 from errors import BadInput
 from merge import flatten
 
@@ -32,39 +32,39 @@ def linear(params, x):
 
 
 def test_normalised_by_hand():
-    assert analysis.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
+    assert measures.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
         {"a": 0.5, "b": 1.5})
     with pytest.raises(BadInput, match="no single-task score for b"):
-        analysis.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8})
-    assert analysis.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
+        measures.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8})
+    assert measures.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
 
 
 def test_subsets_of_seven_tasks_are_the_120_of_the_protocol():
-    found = list(analysis.subsets("abcdefg"))
+    found = list(measures.subsets("abcdefg"))
     assert [sum(len(s) == k for s in found) for k in range(1, 8)] == [0, 21, 35, 35, 21, 7, 1]
     assert len(set(found)) == 120
-    assert list(analysis.subsets("cab", sizes=(3, 2))) == [
+    assert list(measures.subsets("cab", sizes=(3, 2))) == [
         ("c", "a"), ("c", "b"), ("a", "b"), ("c", "a", "b")]
-    assert list(analysis.subsets("ab", sizes=[1])) == [("a",), ("b",)]
+    assert list(measures.subsets("ab", sizes=[1])) == [("a",), ("b",)]
     with pytest.raises(BadInput, match=r"subset sizes \[0, 4\] are outside 1 .. 3"):
-        analysis.subsets("abc", sizes=(0, 3, 4))
+        measures.subsets("abc", sizes=(0, 3, 4))
 
 
 def test_by_size_by_hand():
     results = {("a", "b", "c"): 5.0, ("a", "b"): 1.0, ("a", "c"): 2.0, ("b", "c"): 6.0}
-    assert list(analysis.by_size(results).items()) == [(2, (3.0, 1.0, 6.0)), (3, (5.0, 5.0, 5.0))]
+    assert list(measures.by_size(results).items()) == [(2, (3.0, 1.0, 6.0)), (3, (5.0, 5.0, 5.0))]
 
 
 def test_forgetting_keeps_the_control():
     """0.95 x 0.8 = 0.76: the lowest target has lost the control, the next just keeps it."""
     curve = [(0.0, 0.9, 0.8), (0.4, 0.5, 0.76), (0.6, 0.5, 0.77), (1.0, 0.2, 0.75)]
-    assert analysis.forgetting(0.9, 0.8, curve[:2] + curve[3:]) == (0.4, 0.5, 0.76)
-    assert analysis.forgetting(0.9, 0.8, curve) == (0.6, 0.5, 0.77)
-    assert analysis.forgetting(0.9, 0.8, curve, keep=0.5) == (1.0, 0.2, 0.75)
-    assert analysis.forgetting(0.9, 0.8, curve[3:]) is None
-    assert analysis.forgetting(0.9, 0.8, curve[:1]) == (0.0, 0.9, 0.8)
-    assert analysis.forgetting(0.7, 0.8, curve[:3]) == (0.6, 0.5, 0.77)
-    assert analysis.forgetting(0.4, 0.8, curve[:3]) is None           # all know more than before
+    assert measures.forgetting(0.9, 0.8, curve[:2] + curve[3:]) == (0.4, 0.5, 0.76)
+    assert measures.forgetting(0.9, 0.8, curve) == (0.6, 0.5, 0.77)
+    assert measures.forgetting(0.9, 0.8, curve, keep=0.5) == (1.0, 0.2, 0.75)
+    assert measures.forgetting(0.9, 0.8, curve[3:]) is None
+    assert measures.forgetting(0.9, 0.8, curve[:1]) == (0.0, 0.9, 0.8)
+    assert measures.forgetting(0.7, 0.8, curve[:3]) == (0.6, 0.5, 0.77)
+    assert measures.forgetting(0.4, 0.8, curve[:3]) is None           # all know more than before
 
 
 # ---- geometry ------------------------------------------------------------------------------------
@@ -73,22 +73,22 @@ def test_forgetting_keeps_the_control():
 def test_three_four_five():
     a, b = zeros(), zeros()
     a["a"][0], b["blocks.0.w"][1, 2] = 3.0, 4.0
-    assert analysis.distances([a, b]).tolist() == [[0, 5], [5, 0]]
+    assert measures.distances([a, b]).tolist() == [[0, 5], [5, 0]]
     b["blocks.0.w"][0, 0] = 3.0
-    assert analysis.norms_by_layer(b) == {"block0": 5.0, "a": 0.0}
+    assert measures.norms_by_layer(b) == {"block0": 5.0, "a": 0.0}
     b["a"][0] = 5.0
-    assert analysis.cosines([a, b])[0, 1].item() == pytest.approx(math.sqrt(0.5))
+    assert measures.cosines([a, b])[0, 1].item() == pytest.approx(math.sqrt(0.5))
 
 
 def test_cosines_are_those_of_the_flattened_vectors():
     taus = vectors()
-    c = analysis.cosines(iter(taus))
+    c = measures.cosines(iter(taus))
     stack = torch.stack([flatten(tau) for tau in taus])
     unit = stack / stack.norm(dim=1, keepdim=True)
     torch.testing.assert_close(c, unit @ unit.T)
     assert c.equal(c.T) and c.diag().sub(1).abs().max() < 1e-12
     scaled = [{k: s * v for k, v in taus[0].items()} for s in (1.0, -0.3, 0.7, 1e-3)]
-    parallel = analysis.cosines(scaled)
+    parallel = measures.cosines(scaled)
     assert parallel[0].tolist() == pytest.approx([1, -1, 1, 1])
     assert parallel.abs().max() <= 1                                  # safe for arccos
 
@@ -96,28 +96,28 @@ def test_cosines_are_those_of_the_flattened_vectors():
 def test_a_zero_vector_has_no_direction():
     """No NaN anywhere: its cosines are 0, its own included, and equal vectors have no spread."""
     taus = [*vectors(2), zeros()]
-    c = analysis.cosines(taus)
+    c = measures.cosines(taus)
     assert c[2].tolist() == c[:, 2].tolist() == [0, 0, 0] and c[0, 0] > 0.99
-    scores, share = analysis.pca([taus[0]] * 3)
+    scores, share = measures.pca([taus[0]] * 3)
     assert not scores.any() and not share.any()
-    scores, share = analysis.pca([zeros(), zeros()])
+    scores, share = measures.pca([zeros(), zeros()])
     assert not scores.any() and not share.any()
-    assert analysis.norms_by_layer(zeros()) == {"block0": 0.0, "a": 0.0}
+    assert measures.norms_by_layer(zeros()) == {"block0": 0.0, "a": 0.0}
 
 
 def test_close_models_keep_their_distance_in_float64():
     """From the norms, 1e4^2 + (1e4 + 1e-6)^2 - 2 x .., nothing of 1e-6 would be left."""
     near = {"a": torch.tensor([1e4], dtype=torch.float64)}
     far = {"a": near["a"] + 1e-6}
-    assert analysis.distances([near, far])[0, 1].item() == pytest.approx(1e-6, rel=1e-5)
-    half = analysis.cosines(vectors(dtype=torch.float16))
+    assert measures.distances([near, far])[0, 1].item() == pytest.approx(1e-6, rel=1e-5)
+    half = measures.cosines(vectors(dtype=torch.float16))
     assert half.dtype == torch.float64
     assert half.diag().sub(1).abs().max() < 1e-12
 
 
 def test_pca_is_the_svd_of_the_centred_stack():
     taus = vectors(5)
-    scores, share = analysis.pca(taus, components=4)
+    scores, share = measures.pca(taus, components=4)
     stack = torch.stack([flatten(tau) for tau in taus]) + 3.0         # a shift changes nothing
     U, S, _ = torch.linalg.svd(stack - stack.mean(0), full_matrices=False)
     torch.testing.assert_close(scores.abs(), (U * S).abs()[:, :4])
@@ -129,18 +129,18 @@ def test_pca_is_the_svd_of_the_centred_stack():
 def test_pca_by_hand():
     """0, 6 and 3 on a line: centred -3, 3, 0. Of two equal magnitudes the first is positive."""
     line = [{"a": torch.tensor([v, 1.0])} for v in (0.0, 6.0, 3.0)]
-    scores, share = analysis.pca(line)
+    scores, share = measures.pca(line)
     torch.testing.assert_close(scores, torch.tensor([[3.0, 0], [-3, 0], [0, 0]]).double())
     assert share.tolist() == pytest.approx([1, 0])
-    scores, share = analysis.pca([{k: s * v for k, v in vectors(1)[0].items()}
+    scores, share = measures.pca([{k: s * v for k, v in vectors(1)[0].items()}
                                   for s in (0.3, 1.1, 0.7)], components=3)
     assert scores[:, 0].all() and not scores[:, 1:].any() and not share[1:].any()
-    assert all(analysis.pca(vectors(2, seed), components=1)[0][0] > 0 for seed in range(20))
+    assert all(measures.pca(vectors(2, seed), components=1)[0][0] > 0 for seed in range(20))
     with pytest.raises(BadInput, match="components 4 is outside 1 .. 3"):
-        analysis.pca(line, components=4)
+        measures.pca(line, components=4)
 
 
-@pytest.mark.parametrize("function", [analysis.cosines, analysis.distances, analysis.pca])
+@pytest.mark.parametrize("function", [measures.cosines, measures.distances, measures.pca])
 def test_vectors_that_do_not_compare_are_named(function):
     one, two = vectors(2)
     with pytest.raises(BadInput, match="1 differs from the first in a: compare"):
@@ -165,7 +165,7 @@ def interference():
 def test_xi_is_zero_for_disjoint_supports():
     """Task a lives on the first input, task b on the second: each logit sees one vector only."""
     base, tau_a, tau_b, x_a, x_b = interference()
-    xi = analysis.disentanglement(base, tau_a, tau_b, [linear] * 2, [x_a, x_b], [-2, 0, 0.5, 2])
+    xi = measures.disentanglement(base, tau_a, tau_b, [linear] * 2, [x_a, x_b], [-2, 0, 0.5, 2])
     assert xi.shape == (4, 4) and not xi.any()
 
 
@@ -177,7 +177,7 @@ def test_xi_by_hand():
     base, tau_a, _, x, still = interference()
     tau_b, inputs = {"W": -tau_a["W"]}, torch.cat([x, still, still, still])
     lams = [-1.5, 0.0, 1.5]
-    xi = analysis.disentanglement(base, tau_a, tau_b, [linear] * 2, [inputs, x], lams)
+    xi = measures.disentanglement(base, tau_a, tau_b, [linear] * 2, [inputs, x], lams)
     assert xi.tolist() == [[1, 0, 0], [0.25, 0, 0], [0, 1, 0.25]] and xi.dtype == torch.float64
 
 
@@ -188,7 +188,7 @@ def test_xi_on_the_axes_leaves_one_term():
     base, tau_a, tau_b = ({"W": draw(3, 4)} for _ in range(3))
     x, zero = draw(40, 4), torch.zeros(1, 4).double()
     lams = [-1.0, 0.0, 2.0]
-    of = lambda *inputs: analysis.disentanglement(base, tau_a, tau_b, [linear] * 2, inputs, lams)
+    of = lambda *inputs: measures.disentanglement(base, tau_a, tau_b, [linear] * 2, inputs, lams)
     term_a, term_b = of(x, zero), of(zero, x)                         # x = 0: always class 0
     assert not term_a[:, 1].any() and not term_b[1].any()
     assert term_a[2, 2] > 0 and term_a[1, 2] > 0 and term_b[2, 2] > 0
@@ -199,7 +199,7 @@ def test_the_single_predictions_are_made_once():
     base, tau_a, tau_b, x_a, x_b = interference()
     calls = []
     counted = lambda params, x: calls.append(1) or linear(params, x)
-    analysis.disentanglement(base, tau_a, tau_b, [counted] * 2, [x_a, x_b], [0, 1, 2])
+    measures.disentanglement(base, tau_a, tau_b, [counted] * 2, [x_a, x_b], [0, 1, 2])
     assert len(calls) == 2 * 3 + 2 * 3 ** 2
 
 
@@ -207,13 +207,13 @@ def test_landscape_by_hand():
     """Losses a^2 and b at base (1, 2), directions (1, 0) and (0, 10): (1 + la)^2 + 2 + 10 lb."""
     base, tau_a, tau_b = ({"p": torch.tensor(v)} for v in ([1.0, 2.0], [1.0, 0.0], [0.0, 10.0]))
     losses = [lambda params: params["p"][0] ** 2, lambda params: params["p"][1].item()]
-    out = analysis.landscape(base, tau_a, tau_b, losses, [-0.5, 0, 1])
+    out = measures.landscape(base, tau_a, tau_b, losses, [-0.5, 0, 1])
     assert out.tolist() == [[-2.75, 2.25, 12.25], [-2, 3, 13], [1, 6, 16]]
     assert base["p"].tolist() == [1, 2]
     with pytest.raises(BadInput, match="3 losses for 2 tasks"):
-        analysis.landscape(base, tau_a, tau_b, losses + losses[:1], [0])
+        measures.landscape(base, tau_a, tau_b, losses + losses[:1], [0])
     with pytest.raises(BadInput, match="task vector 2 differs from the first in p"):
-        analysis.landscape(base, tau_a, {"p": torch.zeros(3)}, losses, [0])
+        measures.landscape(base, tau_a, {"p": torch.zeros(3)}, losses, [0])
 
 
 # ---- rank correlation ----------------------------------------------------------------------------
@@ -222,23 +222,23 @@ def test_landscape_by_hand():
 def test_spearman_by_hand():
     """Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 x 5) = sqrt(.9)."""
     x, y = torch.tensor([1.0, 2, 2, 4]), torch.tensor([10, 30, 20, 40])
-    assert analysis.ranks(x).tolist() == [1, 2.5, 2.5, 4]
-    assert analysis.ranks(torch.tensor([5, 5, 1, 5])).tolist() == [3, 3, 1, 3]
-    assert analysis.spearman(x, y) == pytest.approx(0.9 ** 0.5)
-    assert analysis.spearman(y, x) == pytest.approx(0.9 ** 0.5)
-    assert analysis.spearman(y, -y.exp()) == pytest.approx(-1)
-    assert analysis.spearman(x[:2], y[:2]) == pytest.approx(1)
-    assert analysis.spearman(x, torch.ones(4)) == 0.0
+    assert measures.ranks(x).tolist() == [1, 2.5, 2.5, 4]
+    assert measures.ranks(torch.tensor([5, 5, 1, 5])).tolist() == [3, 3, 1, 3]
+    assert measures.spearman(x, y) == pytest.approx(0.9 ** 0.5)
+    assert measures.spearman(y, x) == pytest.approx(0.9 ** 0.5)
+    assert measures.spearman(y, -y.exp()) == pytest.approx(-1)
+    assert measures.spearman(x[:2], y[:2]) == pytest.approx(1)
+    assert measures.spearman(x, torch.ones(4)) == 0.0
     with pytest.raises(BadInput, match=r"shapes \(4,\) and \(3,\)"):
-        analysis.spearman(x, y[:3])
+        measures.spearman(x, y[:3])
     with pytest.raises(BadInput, match="NaN"):
-        analysis.spearman(x, torch.tensor([1.0, 2, float("nan"), 4]))
+        measures.spearman(x, torch.tensor([1.0, 2, float("nan"), 4]))
 
 
 def test_entropy_by_hand():
     logits = torch.tensor([[7.0, 7, 7, 7], [1e4, 0, 0, 0], [math.log(3.0), 0, -1e4, -1e4]])
     quarter = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    torch.testing.assert_close(analysis.entropy(logits),
+    torch.testing.assert_close(measures.entropy(logits),
                                torch.tensor([math.log(4), 0.0, quarter]))
 
 
@@ -246,7 +246,7 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
     """Larger lam, surer logits (0, lam): less entropy and, where labels are right, less loss."""
     base, tau = {"W": torch.zeros(2, 2)}, {"W": torch.tensor([[0.0, 0.0], [0.5, 0.0]])}
     x, right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([1]), torch.tensor([0])
-    out = analysis.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right), (x, wrong)],
+    out = measures.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right), (x, wrong)],
                                     [0, 1, 3])
     assert out["spearman"].tolist() == pytest.approx([1, -1])
     softplus = lambda v: math.log1p(math.exp(v))
@@ -257,4 +257,4 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
     assert out["entropy"][2, 0].item() == pytest.approx(-p * math.log(p)
                                                         - (1 - p) * math.log(1 - p))
     with pytest.raises(BadInput, match="1 labelled for 2 tasks"):
-        analysis.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right)], [0])
+        measures.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right)], [0])

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench
-import bench_growth
-import bench_merge
+from bench import __main__ as bench
+from bench import steps
+from bench import growth
+from bench import merging
 import merge
 
 ROOT = Path(__file__).parents[1]
 
 
 def apart(*words):
-    """What bench.py prints in a process with a heap of its own: it sets the allocator."""
-    done = subprocess.run([sys.executable, "bench.py", *map(str, words)], cwd=ROOT, text=True,
+    """What steps.py prints in a process with a heap of its own: it sets the allocator."""
+    done = subprocess.run([sys.executable, "-m", "bench", *map(str, words)], cwd=ROOT, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -37,8 +38,8 @@ def test_bench_compares_with_lora(command):
 
 def test_the_released_form_is_the_closed_form():
     """A layer expanded in all its parameters, as in the paper's code, has LLoRA's gradients."""
-    ours, released = (bench.Contender(*kind, 2) for kind in
-                      (("l_lora", "layer"), ("lora", "off" + bench.RELEASED)))
+    ours, released = (steps.Contender(*kind, 2) for kind in
+                      (("l_lora", "layer"), ("lora", "off" + steps.RELEASED)))
     grads = []
     for contender in (ours, released):
         with torch.no_grad():                                # away from B = 0, the same in both
@@ -67,13 +68,13 @@ def test_bench_of_rules_counts_what_they_hold(command):
     assert code == 2 and "unknown rule without data 'fisher'" in err
 
 
-@pytest.mark.parametrize("threshold", [bench_merge.sort, bench_merge.kthvalue])
+@pytest.mark.parametrize("threshold", [merging.sort, merging.kthvalue])
 def test_the_recipe_is_ties(threshold):
     """What ours is compared with computes the same thing."""
-    base, make = bench_merge.task_vectors(0.1, 64)
+    base, make = merging.task_vectors(0.1, 64)
     taus = [make(t) for t in range(3)]
     want = merge.RULES["ties"](base, taus, lam=1.0)
-    for k, v in bench_merge.ties_by(threshold, base, taus).items():
+    for k, v in merging.ties_by(threshold, base, taus).items():
         torch.testing.assert_close(v, want[k])
 
 
@@ -88,9 +89,9 @@ def test_bench_of_adamerging():
 
 def test_bench_of_growth(command, monkeypatch):
     small = {"rank": (2, 4), "depth": (1, 2), "batch": (2, 4), "tasks": (2, 4)}
-    monkeypatch.setattr(bench_growth, "SIZES", small)
+    monkeypatch.setattr(growth, "SIZES", small)
     for name in ("keep_freed_memory", "stop_keeping_freed_memory"):
-        monkeypatch.setattr(bench_growth, name, lambda: None)
+        monkeypatch.setattr(growth, name, lambda: None)
     code, out, err = command(bench.main, "--growth", "--rounds", 1)
     assert code == 0, err
     lines = [line.split("|")[1:-1] for line in out.splitlines() if " / " in line]
@@ -100,7 +101,7 @@ def test_bench_of_growth(command, monkeypatch):
     sizes, _, _, kept, power = rows["LoRA, depth"]
     small, large = (float(v) for v in kept.split("/"))
     assert sizes == "1 / 2" and large > small and float(power) == pytest.approx(1, abs=0.05)
-    assert bench_growth.exponent([1, 3, 12]) == 2
+    assert growth.exponent([1, 3, 12]) == 2
 
 
 def test_bench_without_the_library_says_how_to_get_it(command, monkeypatch):

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import compare
+from bench import compare
 import eval as evaluation
 import lora
 import merge
-import models
-import pretrain
-import runs
-import spaces
+import encoders
+from pretrain import __main__ as pretrain
+from pretrain import vit
+from experiment import run_folder
+from experiment import spaces
 import train
-import weights
+from encoders import safetensors
 from conftest import perturb, write_checkpoint
 from lora import ADAPTERS
 from test_data import write_idx
@@ -45,7 +46,7 @@ def fit(command, tiny, tmp_path):
 
 def tensors(folder):
     """Everything trained in a run, flat."""
-    run = runs.load(folder)
+    run = run_folder.load(folder)
     heads = {f"{task}.{k}": v for task, head in run["heads"].items() for k, v in head.items()}
     return {f"{part}.{k}": v for part in ("start", "trained", "buffers")
             for k, v in run[part].items()} | heads
@@ -66,15 +67,15 @@ def test_train_save_reload_gives_the_same_logits(fit, tmp_path, monkeypatch, ada
         assert code == 2 and "is a linearization" in err
         return
     kept = {}
-    save = runs.save_run
-    monkeypatch.setattr(runs, "save_run",
+    save = run_folder.save_run
+    monkeypatch.setattr(run_folder, "save_run",
                         lambda out, setting, model, *rest: (kept.update(out=out, model=model),
                                                             save(out, setting, model, *rest)))
     code, out, err = fit("--adapter", adapter, "--linearize", reading, *SPECIAL.get(adapter, []))
     assert code == 0, err
     x = torch.rand(3, 1, 28, 28)
-    run = runs.load(kept["out"])
-    rebuilt = runs.rebuild(run, runs.base_encoder(run))
+    run = run_folder.load(kept["out"])
+    rebuilt = run_folder.rebuild(run, run_folder.base_encoder(run))
     assert torch.equal(rebuilt(x), kept["model"](x))
     assert {p.name for p in kept["out"].iterdir()} == {"adapter.pt", "config.json",
                                                        "log.csv", "result.json"}
@@ -90,8 +91,8 @@ def test_quantised_runs_reload_and_merge(fit, command, tmp_path, adapter):
     words = ["--adapter", adapter, "--quantize", "nf4", *SPECIAL.get(adapter, [])]
     assert fit(*words)[0] == 0 and fit("--adapter", "lora", "--task", "count")[0] == 0
     out = tmp_path / f"runs/{adapter}.nf4-digits-s0"
-    run = runs.load(out)
-    model, images = runs.rebuild(run, runs.base_encoder(run)), torch.rand(4, 1, 28, 28)
+    run = run_folder.load(out)
+    model, images = run_folder.rebuild(run, run_folder.base_encoder(run)), torch.rand(4, 1, 28, 28)
     base, taus, apply, *_ = spaces.vectors([run], "weight")
     merged = apply({k: base[k] + taus[0][k] for k in base})
     torch.testing.assert_close(merged(images), model(images), atol=1e-4, rtol=0)
@@ -138,12 +139,12 @@ def test_killed_and_resumed_is_the_same_as_never_killed(command, tiny, tmp_path,
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.pt"
-    runs.save_tensors({"a": torch.ones(2)}, path)
+    run_folder.save_tensors({"a": torch.ones(2)}, path)
     monkeypatch.setattr(torch, "save", lambda value, file: (Path(file).write_bytes(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        runs.save_tensors({"a": torch.zeros(2)}, path)
+        run_folder.save_tensors({"a": torch.zeros(2)}, path)
     monkeypatch.undo()
-    assert torch.equal(runs.load_tensors(path)["a"], torch.ones(2))
+    assert torch.equal(run_folder.load_tensors(path)["a"], torch.ones(2))
 
 
 def test_schedule_and_batches():
@@ -222,9 +223,9 @@ def test_every_kind_merges_with_another_kind_and_rank(fit, command, partner, tmp
     out = next((tmp_path / "runs").iterdir())
     code, text, err = command(evaluation.main, out, partner, "--merge", "average", "--limit", 20)
     assert code == 0 and "space weight" in text, err
-    group = [runs.load(out), runs.load(partner)]
+    group = [run_folder.load(out), run_folder.load(partner)]
     base, taus, *_ = spaces.vectors(group, "weight")
-    deltas = [lora.deltas(runs.rebuild(run, runs.base_encoder(run))) for run in group]
+    deltas = [lora.deltas(run_folder.rebuild(run, run_folder.base_encoder(run))) for run in group]
     for k, merged in merge.RULES["average"](base, taus).items():
         change = sum(delta.get(k, torch.zeros(())) for delta in deltas) / 2
         torch.testing.assert_close(merged - base[k], change, atol=1e-6, rtol=0)
@@ -256,8 +257,8 @@ def test_joint_training_is_one_run_on_every_task(fit, merge_runs, tmp_path):
     """Two tasks take turns, for twice the steps, with a head each; it is a row beside the rules."""
     code, _, err = fit("--adapter", "lora", "--task", "digits,count", "--joint")
     assert code == 0, err
-    run = runs.load(tmp_path / "runs/lora-joint-s0")
-    assert runs.tasks(run) == ["digits", "count"] and set(run["heads"]) == {"digits", "count"}
+    run = run_folder.load(tmp_path / "runs/lora-joint-s0")
+    assert run_folder.tasks(run) == ["digits", "count"] and set(run["heads"]) == {"digits", "count"}
     by_task = run["result"]["by_task"]
     assert run["result"]["val"] == (by_task["digits"]["val"] + by_task["count"]["val"]) / 2
     steps = list(csv.DictReader(open(run["folder"] / "log.csv")))
@@ -328,9 +329,9 @@ def test_bad_checkpoint_stops_training(command, tmp_path):
             "unexpected": "has unexpected 1 tensors: more", "shape": "norm.bias has shape (3,)"}
     for kind, change in changes.items():
         (folder / "model.safetensors").write_bytes(good)
-        content = weights.read(folder / "model.safetensors")
+        content = safetensors.read(folder / "model.safetensors")
         change(content)
-        weights.write(content, folder / "model.safetensors")
+        safetensors.write(content, folder / "model.safetensors")
         if kind == "truncated":
             (folder / "model.safetensors").write_bytes(good[:-1])
         code, _, err = command(train.main, "--model", folder, "--out", tmp_path / "r", *QUICK)
@@ -441,16 +442,16 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
 
 
 def test_pretrain_writes_a_checkpoint_and_replaces_none(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "ROUND", 64), monkeypatch.setattr(pretrain, "HELD_OUT", 40)
+    monkeypatch.setattr(vit, "ROUND", 64), monkeypatch.setattr(vit, "HELD_OUT", 40)
     words = ["--steps", 30, "--width", 16, "--depth", 1, "--heads", 2, "--out", tmp_path / "m"]
     code, out, err = command(pretrain.main, *words)
     assert code == 0 and "held-out scenes: symbol 0." in out, err
-    first = models.load(tmp_path / "m")
+    first = encoders.load(tmp_path / "m")
     assert first(torch.rand(2, 1, 28, 28)).shape == (2, 16)
     code, _, err = command(pretrain.main, *words)
     assert code == 2 and "exists" in err and "--overwrite" in err
     assert command(pretrain.main, *words, "--overwrite")[0] == 0
-    again = models.load(tmp_path / "m")
+    again = encoders.load(tmp_path / "m")
     assert command(pretrain.main, "--steps", 10, "--out", tmp_path / "n")[0] == 2
     assert again.sha256 == first.sha256                   # the same seed, the same bits
 
@@ -465,8 +466,8 @@ def test_bfloat16_trains_and_merges(fit, command, tiny_text, tmp_path, kind, ada
     assert code == 0, err
     folders = sorted((tmp_path / "runs").iterdir())
     assert all(v.dtype == torch.bfloat16 and v.isfinite().all()
-               for v in runs.load(folders[0])["trained"].values())
-    loaded = [runs.load(folder) for folder in folders]
+               for v in run_folder.load(folders[0])["trained"].values())
+    loaded = [run_folder.load(folder) for folder in folders]
     space = spaces.vectors(loaded, spaces.default(loaded))
     held = [*space.base.values(), *space.taus[0].values(),
             *(v for head in loaded[0]["heads"].values() for v in head.values())]

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-import corruptions
-from corruptions import CORRUPTIONS, corrupt
+from analysis import corruptions
+from analysis.corruptions import CORRUPTIONS, corrupt
 from errors import BadInput
 
 every_kind = pytest.mark.parametrize("kind", sorted(CORRUPTIONS))

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import data
-import pretrain
-import suite
+from pretrain import vit
+from tasks import drawn
+from tasks.__main__ import write_png
 from errors import BadInput
 
-every_task = pytest.mark.parametrize("task", suite.TASKS)
+every_task = pytest.mark.parametrize("task", drawn.TASKS)
 
 
 @every_task
@@ -31,10 +32,10 @@ def test_generated_images_and_labels(task):
 
 @every_task
 def test_a_prefix_of_whole_chunks_is_stable(task):
-    short, long = suite.sample(task, 500, 9), suite.sample(task, 1000, 9)
+    short, long = drawn.sample(task, 500, 9), drawn.sample(task, 1000, 9)
     assert np.array_equal(short[0], long[0][:500]) and np.array_equal(short[1], long[1][:500])
     assert not np.array_equal(long[0][:500], long[0][500:])
-    assert not np.array_equal(short[0], suite.sample(task, 500, 10)[0])
+    assert not np.array_equal(short[0], drawn.sample(task, 500, 10)[0])
 
 
 @every_task
@@ -51,60 +52,60 @@ def test_limit_takes_the_first():
 
 def test_primitives():
     """A vertical pen stroke, a disc and an outlined disc have the areas of geometry."""
-    area = lambda alpha: alpha.sum() * suite.PIXEL ** 2
-    line = suite.strokes(np.float32([[[0, -1, 0, 1]]]), scale=0.5, width=0.3)
+    area = lambda alpha: alpha.sum() * drawn.PIXEL ** 2
+    line = drawn.strokes(np.float32([[[0, -1, 0, 1]]]), scale=0.5, width=0.3)
     assert abs(area(line) - (0.3 * 1 + np.pi * 0.15 ** 2)) < 0.02          # round caps
-    disc = suite.blobs(np.array([0]), size=0.5)
+    disc = drawn.blobs(np.array([0]), size=0.5)
     assert abs(area(disc) - np.pi * 0.45 ** 2) < 0.01
-    rim = suite.blobs(np.array([0]), size=0.5, outline=0.2)
+    rim = drawn.blobs(np.array([0]), size=0.5, outline=0.2)
     assert abs(area(rim) - np.pi * (0.45 ** 2 - 0.25 ** 2)) < 0.01
 
 
 def test_rotation_turns_x_towards_y():
     """A stroke along +x turned by 90 degrees points down, because y points down."""
     half = np.float32([[[0, 0, 1, 0]]])
-    turned = suite.strokes(half, scale=0.8, angle=np.pi / 2, width=0.25)[0]
+    turned = drawn.strokes(half, scale=0.8, angle=np.pi / 2, width=0.25)[0]
     assert turned[20, 14] == 1 and turned[7, 14] == 0 and turned[14, 22] == 0
 
 
 def test_a_grating_has_its_frequency_and_orientation():
     """Square wave along x with 4 cycles: constant down a column, 8 changes along a row."""
     kind, turn, frequency = np.array([1]), np.array([0.0]), np.array([4.0])
-    picture = suite.textures(np.random.default_rng(0), kind, turn, frequency)[0]
+    picture = drawn.textures(np.random.default_rng(0), kind, turn, frequency)[0]
     assert (picture == picture[:1]).all() and (np.diff(picture[0]) != 0).sum() in (7, 8)
 
 
 def test_relation_label_is_the_direction_from_ring_to_cross(monkeypatch):
     """Class c points at c * 45 degrees, clockwise from +x on the screen, within half a bin."""
-    at, draw = {}, suite.blobs
-    monkeypatch.setattr(suite, "blobs", lambda kind, x, y, *rest: (
-        at.update({suite.SHAPES[kind[0]]: np.stack([x, y])}), draw(kind, x, y, *rest))[1])
+    at, draw = {}, drawn.blobs
+    monkeypatch.setattr(drawn, "blobs", lambda kind, x, y, *rest: (
+        at.update({drawn.SHAPES[kind[0]]: np.stack([x, y])}), draw(kind, x, y, *rest))[1])
     labels = np.arange(80) % 8
-    suite.relation(np.random.default_rng(0), labels)
+    drawn.relation(np.random.default_rng(0), labels)
     dx, dy = at["cross"] - at["ring"]
     assert (np.round(np.arctan2(dy, dx) / (np.pi / 4)) % 8 == labels).all()
 
 
 def test_count_has_as_many_blobs_as_its_label(monkeypatch):
     """Without noise, contrast and polarity the covered area grows by one blob per class."""
-    monkeypatch.setattr(suite, "finish", lambda rng, alpha, *a, **k: alpha)
+    monkeypatch.setattr(drawn, "finish", lambda rng, alpha, *a, **k: alpha)
     for kind_seed in range(3):
-        areas = [suite.count(np.random.default_rng(kind_seed), np.full(500, y)).sum((1, 2)).mean()
+        areas = [drawn.count(np.random.default_rng(kind_seed), np.full(500, y)).sum((1, 2)).mean()
                  for y in range(7)]
         np.testing.assert_allclose(areas, areas[0] * np.arange(1, 8), rtol=0.02)
 
 
 def test_scenes_are_labelled_within_their_classes():
-    images, label = pretrain.scenes(np.random.default_rng(0), 300)
-    assert images.shape == (300, 28, 28) and label.keys() == pretrain.ATTRIBUTES.keys()
-    for name, (classes, _) in pretrain.ATTRIBUTES.items():
+    images, label = vit.scenes(np.random.default_rng(0), 300)
+    assert images.shape == (300, 28, 28) and label.keys() == vit.ATTRIBUTES.keys()
+    for name, (classes, _) in vit.ATTRIBUTES.items():
         assert label[name].min() >= -1 and label[name].max() == classes - 1, name
 
 
 def test_png(tmp_path):
     """Signature, three chunks with right checksums, and the pixels back out of zlib."""
     picture = np.linspace(0, 1, 12).reshape(3, 4)
-    suite.write_png(picture, tmp_path / "x.png")
+    write_png(picture, tmp_path / "x.png")
     content, at, chunks = (tmp_path / "x.png").read_bytes(), 8, {}
     while at < len(content):
         (length,), kind = struct.unpack(">I", content[at:at + 4]), content[at + 4:at + 8]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import data
-import datasets
+from tasks import published
 import train
 from errors import BadInput
 from test_data import idx
@@ -119,10 +119,10 @@ def test_images_of_a_published_set(task, tmp_path):
     want = want[:, None] if want.ndim == 3 else want.permute(0, 3, 1, 2)
     torch.testing.assert_close(x, want, atol=1e-6, rtol=0)
     assert y.tolist() == labels.tolist() and data.kind(task, str(tmp_path)) == "image"
-    assert data.classes(task, str(tmp_path)) == datasets.DATASETS[task].classes
+    assert data.classes(task, str(tmp_path)) == published.DATASETS[task].classes
     assert set(data.load(task, "calib", str(tmp_path))[1].tolist()) == {-1}
     counts = {split: len(data.load(task, split, str(tmp_path))[1]) for split in data.SPLITS}
-    total = len(datasets.read(task, str(tmp_path))[0]["train"][1])
+    total = len(published.read(task, str(tmp_path))[0]["train"][1])
     own = task == "bloodmnist"                                   # it has a val split of its own
     assert counts["train"] == total - total // 10 * (1 if own else 2)
     assert counts["val"] == (4 if own else total // 10)
@@ -178,7 +178,7 @@ def test_pictures_of_other_sizes_become_32_pixels(tmp_path):
     assert x.shape == (1, 3, 32, 32) and y.tolist() == [0]
     assert (x[0, :, 5, 5] * 255).round().tolist() == [10, 200, 30]
     zipped(images, {"GTSRB/Final_Test/Images/7.ppm": ppm(flat)})
-    datasets.read.cache_clear()
+    published.read.cache_clear()
     with pytest.raises(BadInput, match="has no label for GTSRB/Final_Test/Images/7.ppm"):
         data.check("gtsrb", str(tmp_path))
 
@@ -268,7 +268,7 @@ def test_a_table_of_ones_own(tmp_path):
     assert texts == ["z", "w"] and labels.tolist() == [0, 1]
     assert data.classes("mine", str(tmp_path)) == 2
     (tmp_path / "dev.tsv").write_text(table(("sentence", "label"), ("z", "gin")))
-    datasets.read.cache_clear()
+    published.read.cache_clear()
     with pytest.raises(BadInput, match="the label 'gin', the task knows ale, tea"):
         data.check("mine", str(tmp_path))
 
@@ -323,25 +323,25 @@ def test_download_checks_and_leaves_nothing_half(tmp_path, monkeypatch, command)
     make_bloodmnist(source)
     url = (source / "bloodmnist.npz").as_uri()
     md5 = hashlib.md5((source / "bloodmnist.npz").read_bytes()).hexdigest()
-    known = datasets.DATASETS["bloodmnist"]
+    known = published.DATASETS["bloodmnist"]
     words = ["--task", "bloodmnist", "--data", here, "--download", "--out", tmp_path / "run",
              "--steps", 1, "--adapter", "lora", "--batch", 4]
-    monkeypatch.setitem(datasets.DATASETS, "bloodmnist", known._replace(urls=((url, "0" * 32),)))
+    monkeypatch.setitem(published.DATASETS, "bloodmnist", known._replace(urls=((url, "0" * 32),)))
     code, _, err = command(train.main, *words)
     assert code == 2 and "has md5" in err and not list(here.iterdir())
-    monkeypatch.setitem(datasets.DATASETS, "bloodmnist", known._replace(urls=((url, md5),)))
+    monkeypatch.setitem(published.DATASETS, "bloodmnist", known._replace(urls=((url, md5),)))
     code, _, err = command(train.main, *words)
     assert code == 0, err
     assert [p.name for p in here.iterdir()] == ["bloodmnist.npz"]
     with pytest.raises(BadInput, match="unknown data set to download 'minst': did you mean 'mni"):
-        datasets.download("minst", str(here), "image")
+        published.download("minst", str(here), "image")
     with pytest.raises(BadInput, match="sst2 is a data set of texts, the model is for images"):
-        datasets.download("sst2", str(here), "image")
+        published.download("sst2", str(here), "image")
     code, _, err = command(train.main, "--task", "mnist", "--download")
     assert code == 2 and "--download needs --data FOLDER" in err
 
 
 def test_every_checksum_is_one():
-    for name, entry in datasets.DATASETS.items():
+    for name, entry in published.DATASETS.items():
         for url, md5 in entry.urls:
             assert url.startswith("http") and (md5 is None or len(bytes.fromhex(md5)) == 16), name

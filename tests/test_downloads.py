@@ -9,7 +9,7 @@ from email.message import Message
 import pytest
 import torch
 
-import downloads
+from tasks import downloads
 from errors import BadInput
 
 CONTENT = bytes(range(256)) * 3000                                # three chunks

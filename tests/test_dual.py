@@ -1,6 +1,5 @@
 """Every rule of dual.py, and whole linearized models, against torch.func.jvp in float64."""
 
-import operator
 
 import pytest
 import torch
@@ -8,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jvp
 
-import models
+import encoders
 from conftest import TINY, perturb, text_encoder
-from dual import RULES, Dual
+from encoders.dual import RULES, Dual
 from errors import BadInput
 from linearize import LinearizedModel, adapt, encoder_of, snapshot, taylor
 from lora import ADAPTERS, Adapter, LoRA, inject, trainable
@@ -80,7 +79,7 @@ def test_product_rule_by_hand():
 def clip():
     """A small ViT with everything that a published one may have: CLIP's input, LayerScale."""
     torch.manual_seed(3)
-    model = models.ViT(**TINY | dict(layer_scale=True, activation="quick_gelu", clip=True)).double()
+    model = encoders.ViT(**TINY | dict(layer_scale=True, activation="quick_gelu", clip=True)).double()
     for block in model.blocks:
         nn.init.normal_(block.ls1), nn.init.normal_(block.ls2)
     return model
@@ -88,7 +87,7 @@ def clip():
 
 IMAGES = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 IDS = torch.tensor([[2, 5, 6, 7, 3, 0], [2, 9, 3, 11, 12, 3], [2, 8, 3, 0, 0, 0]])
-ENCODERS = {"vit": (lambda: models.ViT(**TINY).double(), IMAGES), "clip": (clip, IMAGES),
+ENCODERS = {"vit": (lambda: encoders.ViT(**TINY).double(), IMAGES), "clip": (clip, IMAGES),
             "bert": (lambda: text_encoder().double(), IDS)}
 
 

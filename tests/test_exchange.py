@@ -13,23 +13,23 @@ import torch
 import torch.nn.functional as F
 
 import eval as evaluation
-import exchange
-import exchange_encoder
+from exchange import peft_folder
+from exchange import huggingface
 import lora
-import models
+import encoders
 import reference
-import runs
-import score
+from experiment import run_folder
+from experiment import scoring
 import train
-import weights
+from encoders import safetensors
 from conftest import perturb
 from errors import BadInput
-from heads import HEADS
+from encoders.heads import HEADS
 from linearize import adapt, encoder_of
 from test_models import published
 from test_published import clip
 
-ALL = [*((a, "off") for a in exchange.FORMS), ("lora", "layer"), ("l_lora", "layer")]
+ALL = [*((a, "off") for a in peft_folder.FORMS), ("lora", "layer"), ("l_lora", "layer")]
 IDS = [f"{a}.{r}" for a, r in ALL]
 VIT = ["attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj",
        "mlp.fc1", "mlp.fc2"]
@@ -48,19 +48,19 @@ def make_run(out, checkpoint, adapter, reading="off", targets="all", seed=1, tas
                "quantize": None, "targets": targets, "init": None, "model": str(checkpoint),
                "size": size, "random_weights": False, "head": "prototypes", "data": None,
                "limit": 20, "seed": 0, "dtype": "float32"}
-    encoder = models.load(checkpoint, size)
+    encoder = encoders.load(checkpoint, size)
     generator = torch.Generator().manual_seed(0)
     model, layers = adapt(encoder, adapter, reading, targets, generator=generator, **hp)
-    start, _ = runs.state(model)
+    start, _ = run_folder.state(model)
     perturb(model, move, seed)
     head = HEADS["prototypes"](encoder.width, 10)
     torch.manual_seed(seed)
     head.mu = torch.randn(encoder.width)
     head.c = F.normalize(torch.randn(10, encoder.width), dim=1)
-    runs.start_folder(runs.partial(out), setting)
+    run_folder.start_folder(run_folder.partial(out), setting)
     result = {"val": 0.5, "test": 0.25}
-    runs.save_run(out, setting, model, layers, {task: head}, start, result, [(1, 0.1, 0.2)])
-    return runs.load(out)
+    run_folder.save_run(out, setting, model, layers, {task: head}, start, result, [(1, 0.1, 0.2)])
+    return run_folder.load(out)
 
 
 def small(adapter):
@@ -74,14 +74,14 @@ def exported(tmp_path, tiny):
     """exported("dora", "off") -> (the run, the folder it was written to)."""
     def call(adapter="lora", reading="off", checkpoint=tiny, **hp):
         run = make_run(tmp_path / "run", checkpoint, adapter, reading, **small(adapter) | hp)
-        exchange.write_adapter(run, tmp_path / "peft")
+        peft_folder.write_adapter(run, tmp_path / "peft")
         return run, tmp_path / "peft"
     return call
 
 
 def tensors(run):
     """Everything a run holds, flat."""
-    return exchange_encoder.flat(run["heads"] | {k: run[k] for k in
+    return huggingface.flat(run["heads"] | {k: run[k] for k in
                                                  ("start", "trained", "buffers")})
 
 
@@ -97,7 +97,7 @@ def test_the_files_hold_the_change_of_every_weight(exported, adapter, reading):
     scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"]
                                     else config["r"])
     base = reference.read(folder / "base" / "model.safetensors")
-    model = runs.rebuild(run, runs.base_encoder(run))
+    model = run_folder.rebuild(run, run_folder.base_encoder(run))
     want = {k: v.double().numpy() for k, v in lora.deltas(encoder_of(model)).items()}
     files = {"q": "attention.attention.query", "fc2": "output.dense"}
     for i, part, module in ((0, "q", VIT[0]), (1, "fc2", VIT[5])):
@@ -138,20 +138,20 @@ def test_names_are_those_of_the_modules(exported, tmp_path, tiny, tiny_text, kin
 def test_a_base_of_another_size_is_written_as_it_was_used(tmp_path):
     checkpoint = published(tmp_path / "m", "vit")
     run = make_run(tmp_path / "run", checkpoint, "lora", size=42)
-    exchange.write_adapter(run, tmp_path / "peft")
+    peft_folder.write_adapter(run, tmp_path / "peft")
     assert json.loads((tmp_path / "peft/base/config.json").read_text())["image_size"] == 42
-    back = models.load(tmp_path / "peft/base")
+    back = encoders.load(tmp_path / "peft/base")
     x = torch.rand(2, 3, 42, 42)
-    assert torch.equal(back(x), models.load(checkpoint, 42)(x))
+    assert torch.equal(back(x), encoders.load(checkpoint, 42)(x))
 
 
 def test_a_random_base_is_written_and_the_checkpoint_not_named(tmp_path):
     checkpoint = published(tmp_path / "m", "vit")
     run = make_run(tmp_path / "run", checkpoint, "lora")
     run["setting"]["random_weights"], run["base"]["sha256"] = True, "random weights, seed 0"
-    exchange.write_adapter(run, tmp_path / "peft")
-    x, random = torch.rand(2, 3, 28, 28), models.load(checkpoint, random_weights=True)
-    assert torch.equal(models.load(tmp_path / "peft/base")(x), random(x))
+    peft_folder.write_adapter(run, tmp_path / "peft")
+    x, random = torch.rand(2, 3, 28, 28), encoders.load(checkpoint, random_weights=True)
+    assert torch.equal(encoders.load(tmp_path / "peft/base")(x), random(x))
 
 
 def test_only_adapted_layers_are_named(exported):
@@ -164,7 +164,7 @@ def test_only_adapted_layers_are_named(exported):
 def test_a_residual_adapter_is_both_pairs_of_factors(exported):
     """[A; A0] and [B, -B0]; alpha doubles with the rank, so that the scale stays 5 / 3."""
     run, folder = exported("milora")
-    found = weights.read(folder / "adapter_model.safetensors")
+    found = safetensors.read(folder / "adapter_model.safetensors")
     stem, layer = "base_model.model.layers.1.mlp.fc1", "blocks.1.fc1"
     part = run["trained"] | run["buffers"]
     assert torch.equal(found[f"{stem}.lora_A.weight"][3:], part[f"{layer}.A0"])
@@ -180,7 +180,7 @@ def test_a_residual_adapter_is_both_pairs_of_factors(exported):
 @pytest.mark.parametrize("adapter, reading", ALL, ids=IDS)
 def test_a_run_comes_back_to_the_last_bit(exported, adapter, reading):
     run, folder = exported(adapter, reading)
-    back = exchange.load(folder)
+    back = peft_folder.load(folder)
     a, b = tensors(run), tensors(back)
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert all(a[k].dtype == b[k].dtype for k in a)
@@ -188,7 +188,7 @@ def test_a_run_comes_back_to_the_last_bit(exported, adapter, reading):
            {k: run[k] for k in ("setting", "layers", "base", "torch", "result")}
     x = torch.rand(3, 1, 28, 28)
     with torch.no_grad():
-        ours, again = (runs.rebuild(r, runs.base_encoder(r))(x) for r in (run, back))
+        ours, again = (run_folder.rebuild(r, run_folder.base_encoder(r))(x) for r in (run, back))
     assert torch.equal(ours, again)
 
 
@@ -208,10 +208,10 @@ def test_the_command_writes_and_reads(command, tmp_path, tiny):
 def test_an_adapter_changed_by_another_tool_is_what_is_read(exported):
     _, folder = exported("lora")
     file, key = folder / "adapter_model.safetensors", "base_model.model.layers.0.mlp.fc1.lora_B"
-    found = weights.read(file)
+    found = safetensors.read(file)
     found[f"{key}.weight"] += 1
-    weights.write(found, file)
-    assert torch.equal(exchange.load(folder)["trained"]["blocks.0.fc1.B"], found[f"{key}.weight"])
+    safetensors.write(found, file)
+    assert torch.equal(peft_folder.load(folder)["trained"]["blocks.0.fc1.B"], found[f"{key}.weight"])
 
 
 # ---- adapters: refusals and damage ---------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_an_adapter_changed_by_another_tool_is_what_is_read(exported):
 def test_what_is_no_lora_is_refused_with_the_list(tmp_path, tiny, adapter, reading):
     run = make_run(tmp_path / "run", tiny, adapter, reading)
     with pytest.raises(BadInput, match=f"{adapter}.* is no LoRA.*lora, rslora.*merged encoder"):
-        exchange.write_adapter(run, tmp_path / "out")
+        peft_folder.write_adapter(run, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 
 
@@ -231,10 +231,10 @@ def test_quantised_runs_and_other_encoders_are_refused(tmp_path, tiny):
     run = make_run(tmp_path / "run", tiny, "lora")
     run["setting"]["quantize"] = "nf4"
     with pytest.raises(BadInput, match="lora --quantize nf4 is no LoRA"):
-        exchange.write_adapter(run, tmp_path / "out")
+        peft_folder.write_adapter(run, tmp_path / "out")
     run = make_run(tmp_path / "clip-run", clip(tmp_path / "clip")[0], "lora", rank=2)
     with pytest.raises(BadInput, match="clip has no Hugging Face form"):
-        exchange.write_adapter(run, tmp_path / "out")
+        peft_folder.write_adapter(run, tmp_path / "out")
 
 
 @pytest.mark.parametrize("words, message", [
@@ -255,13 +255,13 @@ def test_an_existing_folder_is_left_alone(command, tmp_path, tiny):
 
 
 def rewrite(path, **changes):
-    runs.write_json(json.loads(path.read_text()) | changes, path)
+    run_folder.write_json(json.loads(path.read_text()) | changes, path)
 
 
 def drop(path, key):
-    found = weights.read(path)
+    found = safetensors.read(path)
     del found[next(k for k in found if key in k)]
-    weights.write(found, path)
+    safetensors.write(found, path)
 
 
 def cut(path):
@@ -294,7 +294,7 @@ def test_damage_is_one_line(exported, name):
     damage, message = DAMAGE[name]
     damage(folder)
     with pytest.raises(BadInput, match=message) as error:
-        runs.head(exchange.load(folder), "digits")
+        run_folder.head(peft_folder.load(folder), "digits")
     assert "\n" not in str(error.value)
 
 
@@ -304,20 +304,20 @@ def test_damage_is_one_line(exported, name):
     (lambda t: {k: v[:5] if "lora_B" in k else v for k, v in t.items()}, "needs")])
 def test_other_tensors_are_refused(exported, change, message):
     _, folder = exported("lora")
-    weights.write(change(weights.read(folder / ADAPTER)), folder / ADAPTER)
+    safetensors.write(change(safetensors.read(folder / ADAPTER)), folder / ADAPTER)
     with pytest.raises(BadInput, match=message):
-        run = exchange.load(folder)
-        runs.rebuild(run, runs.base_encoder(run))
+        run = peft_folder.load(folder)
+        run_folder.rebuild(run, run_folder.base_encoder(run))
 
 
 def test_a_change_that_the_adapter_cannot_hold_is_refused(exported):
     """AdaLoRA's lora_B is P diag(e): from a changed one neither P nor e can be told."""
     _, folder = exported("adalora")
-    found = weights.read(folder / ADAPTER)
+    found = safetensors.read(folder / ADAPTER)
     found["base_model.model.layers.0.mlp.fc1.lora_B.weight"][0, 0] += 1
-    weights.write(found, folder / ADAPTER)
+    safetensors.write(found, folder / ADAPTER)
     with pytest.raises(BadInput, match="fc1.lora_B.weight was changed since, and adalora"):
-        exchange.load(folder)
+        peft_folder.load(folder)
 
 
 # ---- merged encoders -----------------------------------------------------------------------------
@@ -334,19 +334,19 @@ def test_a_merged_encoder_is_read_back_bit_for_bit(command, tmp_path, tiny, monk
     group = [make_run(tmp_path / f"run{i}", checkpoint, adapter, seed=i, task=task)
              for i, (adapter, task) in enumerate(zip(adapters, ("digits", "letters")))]
     out, x, kept = tmp_path / "merged", torch.rand(3, 1, 28, 28), []
-    monkeypatch.setattr(score, "write_merged", lambda model, *rest: (
-        kept.append(model(x).detach()), exchange_encoder.write_merged(model, *rest)))
+    monkeypatch.setattr(scoring, "write_merged", lambda model, *rest: (
+        kept.append(model(x).detach()), huggingface.write_merged(model, *rest)))
     code, text, err = command(evaluation.main, *(r["folder"] for r in group), "--merge",
                               "task_arithmetic", "--set", "lam=0.5", "--space", space,
                               "--export", out)
     assert code == 0 and f"train.py --model {out}" in text, err
-    ours, again = kept[0], models.load(out)(x).detach()
-    assert not torch.equal(ours, models.load(checkpoint)(x))
+    ours, again = kept[0], encoders.load(out)(x).detach()
+    assert not torch.equal(ours, encoders.load(checkpoint)(x))
     if space == "weight":
         assert torch.equal(ours, again)
     else:                                  # the adapter's own path adds in another order
         torch.testing.assert_close(ours, again, atol=2e-5, rtol=2e-5)
-    heads = exchange_encoder.unflat(weights.read(out / "heads.safetensors"))
+    heads = huggingface.unflat(safetensors.read(out / "heads.safetensors"))
     for run in group:
         (task, tensors), = run["heads"].items()
         assert all(torch.equal(heads[task][k], t) for k, t in tensors.items())
@@ -358,9 +358,9 @@ def test_a_merged_encoder_is_read_back_bit_for_bit(command, tmp_path, tiny, monk
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
 def test_a_written_encoder_gives_the_reference_output(tmp_path, kind):
     """The files alone, by the numpy encoder that knows Hugging Face's names."""
-    model = perturb(models.load(published(tmp_path / "m", kind, hidden=24)))
+    model = perturb(encoders.load(published(tmp_path / "m", kind, hidden=24)))
     (tmp_path / "out").mkdir()
-    exchange_encoder.write_encoder(model, tmp_path / "out")
+    huggingface.write_encoder(model, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     inputs = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
     assert inputs["size"] == {"height": 28, "width": 28} and config["image_size"] == 28
@@ -378,17 +378,17 @@ def test_a_written_encoder_gives_the_reference_output(tmp_path, kind):
 
 def test_a_dinov2_that_its_config_cannot_describe_is_refused(tmp_path):
     """mlp_ratio is a whole number in Dinov2Config; 20 / 12 is none."""
-    model = models.load(published(tmp_path / "m", "dinov2"))
+    model = encoders.load(published(tmp_path / "m", "dinov2"))
     with pytest.raises(BadInput, match="20 is no multiple of the width 12"):
-        exchange_encoder.write_encoder(model, tmp_path)
+        huggingface.write_encoder(model, tmp_path)
 
 
 def test_a_written_text_encoder_comes_back(tmp_path, tiny_text):
-    model = perturb(models.load(tiny_text))
+    model = perturb(encoders.load(tiny_text))
     model.tokenizer.lower = False
     (tmp_path / "out").mkdir()
-    exchange_encoder.write_encoder(model, tmp_path / "out")
-    back = models.load(tmp_path / "out")
+    huggingface.write_encoder(model, tmp_path / "out")
+    back = encoders.load(tmp_path / "out")
     assert back.tokenizer.vocab == model.tokenizer.vocab and back.limit == model.limit
     assert back.tokenizer.lower is False
     ids = back.encode(["a cab", ("bad", "dab")])
@@ -403,11 +403,11 @@ def test_a_written_text_encoder_comes_back(tmp_path, tiny_text):
 
 
 def test_a_vocabulary_with_a_double_entry_keeps_its_ids(tmp_path, tiny_text):
-    model = models.load(tiny_text)
+    model = encoders.load(tiny_text)
     del model.tokenizer.vocab["c"]                    # as if a later line had said the same
     (tmp_path / "out").mkdir()
-    exchange_encoder.write_encoder(model, tmp_path / "out")
-    vocab = models.load(tmp_path / "out").tokenizer.vocab
+    huggingface.write_encoder(model, tmp_path / "out")
+    vocab = encoders.load(tmp_path / "out").tokenizer.vocab
     assert {k: vocab[k] for k in model.tokenizer.vocab} == model.tokenizer.vocab
 
 
@@ -434,8 +434,8 @@ def foreign(folder, names="memory", prefix="", **changes):
             stem = f"base_model.model.{prefix}{modules[0]}.{i}.{module}"
             found[f"{stem}.lora_A.weight"] = torch.randn(2, 16)
             found[f"{stem}.lora_B.weight"] = torch.randn(16, 2)
-    weights.write(found, folder / ADAPTER)
-    runs.write_json({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "lora_dropout": 0.1,
+    safetensors.write(found, folder / ADAPTER)
+    run_folder.write_json({"peft_type": "LORA", "r": 2, "lora_alpha": 6, "lora_dropout": 0.1,
                      "target_modules": ["a", "b"], "bias": "none"} | changes, folder / CONFIG)
     return folder, list(found.values())
 
@@ -450,7 +450,7 @@ def test_training_starts_at_the_values_of_the_folder(command, tmp_path, tiny, na
     code, _, err = command(train.main, "--model", tiny, "--init", folder, *QV, "--steps", 2,
                            "--limit", 20, "--out", tmp_path / "run")
     assert code == 0, err
-    run = runs.load(tmp_path / "run")
+    run = run_folder.load(tmp_path / "run")
     start = [run["start"][f"blocks.{i}.{t}.{part}"] for i in (0, 1) for t in "qv" for part in "AB"]
     assert all(torch.equal(a, b) for a, b in zip(start, values, strict=True))
     assert all(not torch.equal(run["trained"][k], run["start"][k]) for k in run["start"])
@@ -494,6 +494,6 @@ def test_an_exported_adapter_is_a_start_too(command, tmp_path, exported, tiny):
                            "--rank", 3, "--alpha", 5, "--steps", 1, "--limit", 20,
                            "--out", tmp_path / "next")
     assert code == 0, err
-    start = runs.load(tmp_path / "next")["start"]
+    start = run_folder.load(tmp_path / "next")["start"]
     assert start.keys() == run["trained"].keys()
     assert all(torch.equal(start[k], run["trained"][k]) for k in start)

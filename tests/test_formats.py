@@ -10,9 +10,9 @@ import zlib
 import numpy as np
 import pytest
 
-import archives
-import formats
-import formats_text
+from tasks import archives
+from tasks import formats
+from tasks import texts
 from errors import BadInput
 
 RNG = np.random.default_rng(0)
@@ -202,9 +202,9 @@ def test_several_files_come_in_the_order_of_their_names(tmp_path):
 
 def test_tsv_columns_by_name_whatever_their_order():
     content = '\ufefflabel\tid\tsentence\r\n1\t7\ta "quoted\r\n0\t8\tb\r\n'.encode()
-    rows = formats_text.tsv(content, "x", ("sentence", "label"))
+    rows = texts.tsv(content, "x", ("sentence", "label"))
     assert rows == [('a "quoted', "1"), ("b", "0")]
-    assert formats_text.tsv(b"s\t1\t\tfine", "x", (3, 1), header=False) == [("fine", "1")]
+    assert texts.tsv(b"s\t1\t\tfine", "x", (3, 1), header=False) == [("fine", "1")]
 
 
 @pytest.mark.parametrize("content, told", [
@@ -215,23 +215,23 @@ def test_tsv_columns_by_name_whatever_their_order():
 ])
 def test_damaged_tables_are_refused(content, told):
     with pytest.raises(BadInput, match=told):
-        formats_text.tsv(content, "x", ("sentence", "label"))
+        texts.tsv(content, "x", ("sentence", "label"))
 
 
 def test_ag_news_joins_title_and_description():
-    rows = formats_text.ag_news(b'"3","Wall St., up","Stocks ""rose"""\n"1","a","b"\n', "x")
+    rows = texts.ag_news(b'"3","Wall St., up","Stocks ""rose"""\n"1","a","b"\n', "x")
     assert rows == [('Wall St., up Stocks "rose"', "3"), ("a b", "1")]
     with pytest.raises(BadInput, match="record 2 has 2 fields"):
-        formats_text.ag_news(b'"3","a","b"\n"1","a"\n', "x")
+        texts.ag_news(b'"3","a","b"\n"1","a"\n', "x")
     with pytest.raises(BadInput, match="is no csv"):
-        formats_text.ag_news(b'"3","a","' + b"b" * 200_000, "x")
+        texts.ag_news(b'"3","a","' + b"b" * 200_000, "x")
 
 
 def test_labels_by_their_place_among_the_classes():
-    texts, labels = formats_text.labelled([("a", "b", "no"), ("c", "d", "yes")], ("yes", "no"), "x")
-    assert texts == [("a", "b"), ("c", "d")] and labels == [1, 0]
-    assert formats_text.labelled([("a", "no")], ("yes", "no"), "x")[0] == ["a"]
+    read, labels = texts.labelled([("a", "b", "no"), ("c", "d", "yes")], ("yes", "no"), "x")
+    assert read == [("a", "b"), ("c", "d")] and labels == [1, 0]
+    assert texts.labelled([("a", "no")], ("yes", "no"), "x")[0] == ["a"]
     with pytest.raises(BadInput, match="the label 'maybe', the task knows yes, no"):
-        formats_text.labelled([("a", "maybe")], ("yes", "no"), "x")
+        texts.labelled([("a", "maybe")], ("yes", "no"), "x")
     with pytest.raises(BadInput, match="the label ''"):
-        formats_text.labelled([("a", "")], ("yes", "no"), "x")
+        texts.labelled([("a", "")], ("yes", "no"), "x")

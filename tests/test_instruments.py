@@ -8,11 +8,11 @@ import torch
 
 import eval as evaluation
 import merge
-import runs
-import spaces
-from heads import correct, features
-from instruments import INSTRUMENTS, Analysis
-from score import Tasks
+from experiment import run_folder
+from experiment import spaces
+from encoders.heads import correct, features
+from analysis.instruments import INSTRUMENTS, Analysis
+from experiment.scoring import Tasks
 from test_commands import fit  # noqa: F401  (fixture)
 
 TASKS = ("digits", "count", "shapes", "letters")
@@ -26,7 +26,7 @@ def group(request, fit, tmp_path):  # noqa: F811
 
 
 def analysis_of(group, examples=20):
-    loaded = [runs.load(folder) for folder in group]
+    loaded = [run_folder.load(folder) for folder in group]
     space = spaces.vectors(loaded, spaces.default(loaded))
     return Analysis(space, Tasks(loaded), "tiny", 0.5, examples)
 
@@ -75,7 +75,7 @@ def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
     a = analysis_of(group, examples=40)
     table = INSTRUMENTS["retention"](a)["table"]
     for i, name in enumerate(a.names):
-        own = runs.load(group[i])["result"]["test"]
+        own = run_folder.load(group[i])["result"]["test"]
         assert table[i + 1][i] == pytest.approx(own, abs=1e-9)
         assert table[0][i] == a.score([0.0] * 4, name, "test")
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import exchange_encoder
-import match
-import models
-from merge_structured import permute, permute_stream
+from exchange import huggingface
+from analysis import match
+import encoders
+from rules.pleas import permute, permute_stream
 
 SIZES = dict(width=16, depth=2, heads=4, hidden=24)
 
@@ -24,13 +24,13 @@ def written(folder, seed, **sizes):
     """A small ViT of random weights in a folder of its own."""
     torch.manual_seed(seed)
     folder.mkdir()
-    exchange_encoder.write_encoder(models.ViT(**SIZES | sizes), folder)
+    huggingface.write_encoder(encoders.ViT(**SIZES | sizes), folder)
     return folder
 
 
 def test_an_encoder_and_its_shuffled_self_merge_into_itself():
     torch.manual_seed(0)
-    encoder = models.ViT(**SIZES).double().requires_grad_(False)
+    encoder = encoders.ViT(**SIZES).double().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     batches = list(torch.rand(2, 20, 1, 28, 28, generator=generator, dtype=torch.float64))
     a = match.weights_of(encoder)
@@ -52,7 +52,7 @@ def test_the_command_writes_what_it_merged(command, tmp_path, monkeypatch):
     assert code == 0, err
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
     assert rows == ["encoder", *made[0][0]] and "8 tasks, 4 unlabelled inputs of each" in out
-    read = match.weights_of(models.load(tmp_path / "merged"))
+    read = match.weights_of(encoders.load(tmp_path / "merged"))
     for k, v in made[0][0][match.WRITTEN].items():
         torch.testing.assert_close(read[k], v)
     code, _, err = command(match.main, *words)

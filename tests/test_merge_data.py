@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import merge_data
+from rules import fisher
 from merge import RULES
 
 f64 = torch.float64
@@ -19,7 +19,7 @@ def tensor(values):
 def test_fisher_of_a_logistic_model():
     """Logits (0, w x) at w = 0, x = 2: F = p (1 - p) x^2 = 1."""
     f = lambda p, x: torch.cat([0 * x, x * p["w"]], 1)
-    F = merge_data.diagonal_fisher(f, {"w": tensor([0.0])}, tensor([[2.0], [2.0], [0.0]]))
+    F = fisher.diagonal_fisher(f, {"w": tensor([0.0])}, tensor([[2.0], [2.0], [0.0]]))
     torch.testing.assert_close(F["w"], tensor([2 / 3]))
 
 
@@ -27,7 +27,7 @@ def test_fisher_of_a_linear_softmax():
     """F_cj = mean_x p_c (1 - p_c) x_j^2."""
     g = torch.Generator().manual_seed(0)
     W, x = torch.randn(3, 4, generator=g, dtype=f64), torch.randn(7, 4, generator=g, dtype=f64)
-    F = merge_data.diagonal_fisher(lambda p, x: x @ p["W"].T, {"W": W}, x, chunk=3)["W"]
+    F = fisher.diagonal_fisher(lambda p, x: x @ p["W"].T, {"W": W}, x, chunk=3)["W"]
     p = (x @ W.T).softmax(1)
     torch.testing.assert_close(F, torch.einsum("nc,nj->cj", p * (1 - p), x.square()) / len(x))
 
@@ -35,7 +35,7 @@ def test_fisher_of_a_linear_softmax():
 def merged_fisher(monkeypatch, fishers, **keywords):
     """theta = 1 and 3 with the given Fisher values."""
     given = iter([{"w": tensor(f)} for f in fishers])
-    monkeypatch.setattr(merge_data, "diagonal_fisher", lambda *arguments: next(given))
+    monkeypatch.setattr(fisher, "diagonal_fisher", lambda *arguments: next(given))
     taus = [{"w": torch.full((len(f),), v, dtype=f64)} for f, v in zip(fishers, (1.0, 3.0))]
     zero = {"w": torch.zeros(len(fishers[0]), dtype=f64)}
     return RULES["fisher"](zero, taus, functions=[None] * 2, batches=[zero["w"]] * 2,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from coefficients import cma_es, project_simplex, shrink
+from rules.coefficients import cma_es, project_simplex, shrink
 from errors import BadInput
 from merge import RULES
-from merge_learned import (adamerge, agreeing, coefficient_gradient, combine, entropy, few_shot,
+from rules.adamerging import (adamerge, agreeing, coefficient_gradient, combine, entropy, few_shot,
                            fit, group_index, pem_negate, weight_gradient)
 
 f64 = torch.float64

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import merge_spectra
+from rules import spectra
 from merge import RULES
 
 
@@ -54,7 +54,7 @@ def test_tsv_keeps_the_share_of_the_rank():
 def test_tsv_directions_become_orthonormal():
     """u1 = e1 and u2 at 60 degrees: the polar factor turns each by 15 degrees, like Loewdin's."""
     u = torch.tensor([[1.0, 0.5], [0.0, 0.75 ** 0.5]], dtype=torch.float64)
-    P = merge_spectra.polar(u)
+    P = spectra.polar(u)
     close(P.T @ P, torch.eye(2, dtype=torch.float64))
     close((P * u).sum(0), torch.full((2,), torch.pi / 12, dtype=torch.float64).cos())
 
@@ -83,7 +83,7 @@ def test_iso_cts_by_hand():
 
 def test_knots_common_basis_reproduces_every_task():
     stack = torch.stack([low_rank(2, seed) for seed in range(3)])
-    basis, parts = merge_spectra.align(stack)
+    basis, parts = spectra.align(stack)
     close(basis @ parts, stack)
     assert basis.shape == (6, 6)
     summed = merged("knots", *stack, density=1.0, agg="sum")

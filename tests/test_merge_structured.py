@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import merge
-import merge_structured as structured
+from rules import pleas
 from errors import BadInput
 from merge import EXPERTS, RULES
 
@@ -60,7 +60,7 @@ def test_twin_with_every_singular_value_is_the_tasks():
 @pytest.mark.parametrize("keep, rank", [(0.1, 1), (0.3, 2), (0.5, 2), (0.6, 3), (1.0, 5)])
 def test_low_rank_loses_the_tail_of_the_singular_values(keep, rank):
     v = draw(6, 5)
-    left = structured.low_rank(v, keep)
+    left = pleas.low_rank(v, keep)
     tail = torch.linalg.svdvals(v)[rank:]
     torch.testing.assert_close((v - left).norm(), tail.norm(), atol=1e-12, rtol=1e-9)
     assert torch.linalg.matrix_rank(left) == rank
@@ -72,17 +72,17 @@ def test_twin_truncates_what_is_left_beside_the_shared_part_and_no_vector():
     shared = {k: base[k] + 0.2 * sum(tau[k] for tau in taus) for k in base}
     for model, tau in zip(models, taus):
         v = base["w"] + tau["w"] - shared["w"]
-        torch.testing.assert_close(model["w"], shared["w"] + structured.low_rank(v, 0.3))
+        torch.testing.assert_close(model["w"], shared["w"] + pleas.low_rank(v, 0.3))
         torch.testing.assert_close(model["b"], base["b"] + tau["b"])
 
 
 def test_mixture_of_one_is_that_task_and_the_uniform_one_adds_the_mean():
     shared, (a, b, c) = twin_problem()[:2]
-    same(structured.mixture(shared, [a, b, c], [0, 1, 0]), {k: shared[k] + b[k] for k in b})
-    same(structured.mixture(shared, [a, b, c], [1 / 3] * 3),
+    same(pleas.mixture(shared, [a, b, c], [0, 1, 0]), {k: shared[k] + b[k] for k in b})
+    same(pleas.mixture(shared, [a, b, c], [1 / 3] * 3),
          {k: shared[k] + (a[k] + b[k] + c[k]) / 3 for k in a})
     with pytest.raises(BadInput, match="2 weights for 3"):
-        structured.mixture(shared, [a, b, c], [0.5, 0.5])
+        pleas.mixture(shared, [a, b, c], [0.5, 0.5])
 
 
 def test_twin_routes_separable_inputs_to_their_task():
@@ -94,7 +94,7 @@ def test_twin_routes_separable_inputs_to_their_task():
 
 def test_a_task_with_few_examples_weighs_as_much():
     """Features that tell nothing: one half for each task, not 2 in 40."""
-    route = structured.fit_router([torch.zeros(2, 3), torch.zeros(38, 3)], 100, 8, 1e-2, 0)
+    route = pleas.fit_router([torch.zeros(2, 3), torch.zeros(38, 3)], 100, 8, 1e-2, 0)
     torch.testing.assert_close(route(torch.zeros(1, 3)).softmax(1), torch.full((1, 2), 0.5),
                                atol=0.02, rtol=0)
 
@@ -150,7 +150,7 @@ def test_assignment_against_all_permutations(n, seed):
     similarity = draw(n, n, seed=seed)
     if seed % 2:
         similarity = similarity.round()                                          # many ties
-    perm = structured.assignment(similarity)
+    perm = pleas.assignment(similarity)
     assert perm.sort().values.tolist() == list(range(n))
     best = max(sum(similarity[i, p[i]] for i in range(n)) for p in itertools.permutations(range(n)))
     assert similarity[torch.arange(n), perm].sum() == pytest.approx(float(best), abs=1e-7)
@@ -158,21 +158,21 @@ def test_assignment_against_all_permutations(n, seed):
 
 def test_assignment_by_hand():
     """Greedy takes 9 and then 0; the best is 8 + 7. A row's permutation, not a column's."""
-    assert structured.assignment(torch.tensor([[9.0, 8], [7, 0]])).tolist() == [1, 0]
+    assert pleas.assignment(torch.tensor([[9.0, 8], [7, 0]])).tolist() == [1, 0]
     cycle = torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
-    assert structured.assignment(cycle).tolist() == [1, 2, 0]
+    assert pleas.assignment(cycle).tolist() == [1, 2, 0]
 
 
 def test_ties_go_to_the_identity():
-    assert structured.assignment(torch.ones(9, 9)).tolist() == list(range(9))
+    assert pleas.assignment(torch.ones(9, 9)).tolist() == list(range(9))
     rounding = 1e-14 * draw(9, 9)
-    assert structured.assignment(torch.ones(9, 9) + rounding).tolist() == list(range(9))
+    assert pleas.assignment(torch.ones(9, 9) + rounding).tolist() == list(range(9))
 
 
 @pytest.mark.parametrize("similarity", [torch.ones(2, 3), torch.full((2, 2), float("nan"))])
 def test_assignment_rejects(similarity):
     with pytest.raises(BadInput, match="give a square, finite matrix"):
-        structured.assignment(similarity)
+        pleas.assignment(similarity)
 
 
 def weights_of(encoder, seed=5):
@@ -206,12 +206,12 @@ UNITS, HEADS = torch.randperm(24, generator=generator(1)), torch.tensor([1, 0])
 
 def test_permuting_units_and_heads_keeps_the_function(encoder):
     params, x = weights_of(encoder), images()
-    moved = structured.permute(params, "blocks.1", UNITS, HEADS)
+    moved = pleas.permute(params, "blocks.1", UNITS, HEADS)
     torch.testing.assert_close(functional_call(encoder, moved, (x,)),
                                functional_call(encoder, params, (x,)), atol=1e-10, rtol=0)
-    for name in {*structured.UNITS, *structured.HEADS}:
+    for name in {*pleas.UNITS, *pleas.HEADS}:
         assert not torch.equal(moved[f"blocks.1.{name}"], params[f"blocks.1.{name}"])
-    back = structured.permute(moved, "blocks.1", UNITS.argsort(), HEADS.argsort())
+    back = pleas.permute(moved, "blocks.1", UNITS.argsort(), HEADS.argsort())
     assert all(torch.equal(back[k], params[k]) for k in params)
 
 
@@ -219,29 +219,29 @@ def test_permuting_by_hand():
     """W1 = [[1, 0], [0, 2]] with its units swapped, and the columns of W2 with them."""
     params = {"m.fc1.weight": torch.tensor([[1.0, 0], [0, 2]]),
               "m.fc1.bias": torch.tensor([3.0, 4]), "m.fc2.weight": torch.tensor([[5.0, 6]])}
-    swapped = structured.permute(params, "m", torch.tensor([1, 0]))
+    swapped = pleas.permute(params, "m", torch.tensor([1, 0]))
     assert swapped["m.fc1.weight"].tolist() == [[0, 2], [1, 0]]
     assert swapped["m.fc1.bias"].tolist() == [4, 3]
     assert swapped["m.fc2.weight"].tolist() == [[6, 5]]
-    assert structured.match_mlp(params, swapped, "m")[0].tolist() == [1, 0]
+    assert pleas.match_mlp(params, swapped, "m")[0].tolist() == [1, 0]
     with pytest.raises(BadInput, match="m.fc1.bias is missing"):
-        structured.permute({k: v for k, v in params.items() if "bias" not in k}, "m", HEADS)
+        pleas.permute({k: v for k, v in params.items() if "bias" not in k}, "m", HEADS)
 
 
 def test_permuting_the_residual_stream_permutes_the_features(encoder):
     params, x = weights_of(encoder), images()
     stream = torch.randperm(16, generator=generator(3))
-    moved = structured.permute_stream(params, stream)
+    moved = pleas.permute_stream(params, stream)
     before, after = (functional_call(encoder, p, (x,)) for p in (params, moved))
     torch.testing.assert_close(after, before[:, stream], atol=1e-10, rtol=0)
-    assert structured.assignment(structured.correlation(before[:, stream], before)).equal(stream)
+    assert pleas.assignment(pleas.correlation(before[:, stream], before)).equal(stream)
     with pytest.raises(BadInput, match="head.weight is no weight of an encoder"):
-        structured.permute_stream({"head.weight": draw(3, 16)}, stream)
+        pleas.permute_stream({"head.weight": draw(3, 16)}, stream)
 
 
 def test_layer_scale_moves_with_the_stream():
     params = {f"blocks.0.{k}": torch.arange(3.0) for k in ("ls1", "ls2", "fc1.bias")}
-    moved = structured.permute_stream(params, torch.tensor([2, 0, 1]))
+    moved = pleas.permute_stream(params, torch.tensor([2, 0, 1]))
     assert [v.tolist() for v in moved.values()] == [[2, 0, 1], [2, 0, 1], [0, 1, 2]]
 
 
@@ -249,29 +249,29 @@ def test_layer_scale_moves_with_the_stream():
 def test_matching_recovers_a_permutation(encoder, from_data):
     """Unit i of a is unit P^-1(i) of the b that has P applied."""
     a, block = weights_of(encoder), "blocks.0"
-    b = structured.permute(a, block, UNITS, HEADS)
+    b = pleas.permute(a, block, UNITS, HEADS)
     seen = [activations_of(encoder)(p, images()) for p in (a, b)] if from_data else None
-    units, likeness = structured.match_mlp(a, b, block, seen)
+    units, likeness = pleas.match_mlp(a, b, block, seen)
     assert units.equal(UNITS.argsort()) and not units.equal(UNITS)
     torch.testing.assert_close(likeness, torch.ones_like(likeness))
-    assert structured.match_heads(a, b, block, 2, seen).equal(HEADS)
+    assert pleas.match_heads(a, b, block, 2, seen).equal(HEADS)
 
 
 def test_units_that_differ_in_their_bias_only_are_told_apart():
     a = {"m.fc1.weight": torch.ones(2, 3), "m.fc2.weight": torch.ones(3, 2),
          "m.fc1.bias": torch.tensor([1.0, -1])}
-    b = structured.permute(a, "m", HEADS)
-    assert structured.match_mlp(a, b, "m")[0].tolist() == [1, 0]
+    b = pleas.permute(a, "m", HEADS)
+    assert pleas.match_mlp(a, b, "m")[0].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("from_data", [False, True])
 def test_matching_recovers_six_heads(from_data):
     order = torch.tensor([1, 2, 0, 5, 3, 4])
     a = {f"m.{k}": draw(18, 18 if "weight" in k else 1, seed=i).squeeze()
-         for i, k in enumerate(structured.HEADS)}
-    b, mixed = structured.permute(a, "m", heads=order), draw(40, 6, 3, seed=30)
+         for i, k in enumerate(pleas.HEADS)}
+    b, mixed = pleas.permute(a, "m", heads=order), draw(40, 6, 3, seed=30)
     seen = [{"m.out.weight": x.reshape(40, 18)} for x in (mixed, mixed[:, order])]
-    found = structured.match_heads(a, b, "m", 6, seen if from_data else None)
+    found = pleas.match_heads(a, b, "m", 6, seen if from_data else None)
     assert found.equal(order.argsort()) and not found.equal(order)
 
 
@@ -281,15 +281,15 @@ def test_a_head_is_found_in_another_basis(encoder):
     R = torch.block_diag(draw(8, 8, seed=1), draw(8, 8, seed=2))
     b = a | {f"{block}.v.weight": R @ a[f"{block}.v.weight"],
              f"{block}.out.weight": a[f"{block}.out.weight"] @ R.inverse()}
-    b = structured.permute(b, block, heads=HEADS)
-    assert structured.match_heads(a, b, block, 2).equal(HEADS)
+    b = pleas.permute(b, block, heads=HEADS)
+    assert pleas.match_heads(a, b, block, 2).equal(HEADS)
     with pytest.raises(BadInput, match="heads 3 does not divide the width 16 of blocks.0"):
-        structured.match_heads(a, b, block, 3)
+        pleas.match_heads(a, b, block, 3)
 
 
 def test_a_constant_unit_correlates_with_nothing():
     x = torch.cat([draw(9, 1), torch.full((9, 1), 0.1, dtype=torch.float64)], 1)
-    torch.testing.assert_close(structured.correlation(x, -x),
+    torch.testing.assert_close(pleas.correlation(x, -x),
                                torch.tensor([[-1.0, 0], [0, 0]], dtype=torch.float64))
 
 
@@ -302,27 +302,27 @@ def mlps():
     a, b = ({f"m.{k}": draw(*s, seed=10 * j + i) for i, (k, s) in enumerate(shapes.items())}
             for j in (1, 2))
     x = draw(40, 4, seed=99)
-    hidden = lambda p: F.gelu(structured.output(p, "m.fc1.weight", x))
+    hidden = lambda p: F.gelu(pleas.output(p, "m.fc1.weight", x))
     return a, b, x, [{"m.fc1.weight": x, "m.fc2.weight": hidden(p)} for p in (a, b)]
 
 
 def mlp(p, x):
-    return structured.output(p, "m.fc2.weight", F.gelu(structured.output(p, "m.fc1.weight", x)))
+    return pleas.output(p, "m.fc2.weight", F.gelu(pleas.output(p, "m.fc1.weight", x)))
 
 
 @pytest.mark.parametrize("with_data", [False, True])
 def test_full_width_is_the_mean_of_both_outputs(with_data):
     a, b, x, seen = mlps()
-    both = structured.partial_mlp(a, b, "m", 1.0, seen if with_data else None)
+    both = pleas.partial_mlp(a, b, "m", 1.0, seen if with_data else None)
     assert both["m.fc1.weight"].shape == (12, 4) and both["m.fc2.weight"].shape == (3, 12)
     torch.testing.assert_close(mlp(both, x), (mlp(a, x) + mlp(b, x)) / 2, atol=1e-10, rtol=0)
 
 
 def test_width_zero_is_the_mean_of_matched_units():
     a, b, *_ = mlps()
-    perm = structured.match_mlp(a, b, "m")[0]
+    perm = pleas.match_mlp(a, b, "m")[0]
     assert perm.tolist() != list(range(6))
-    merged, b = structured.partial_mlp(a, b, "m", 0.0), structured.permute(b, "m", perm)
+    merged, b = pleas.partial_mlp(a, b, "m", 0.0), pleas.permute(b, "m", perm)
     same(merged, {k: (a[k] + b[k]) / 2 for k in a})
 
 
@@ -330,43 +330,43 @@ def test_the_worst_pairs_stay_apart():
     """Unit 1 of b is another one: half of two units, with half the output weight each."""
     a, other, x, _ = mlps()
     b = dict(a)
-    for k, dim in structured.UNITS.items():
+    for k, dim in pleas.UNITS.items():
         b[f"m.{k}"] = a[f"m.{k}"].clone()
         b[f"m.{k}"].select(dim, 1).copy_(-other[f"m.{k}"].select(dim, 1))
-    merged = structured.partial_mlp(a, b, "m", 0.2)
+    merged = pleas.partial_mlp(a, b, "m", 0.2)
     assert merged["m.fc1.weight"].shape == (7, 4) and merged["m.fc2.weight"].shape == (3, 7)
     assert merged["m.fc1.bias"].equal(torch.cat([a["m.fc1.bias"][[0, 2, 3, 4, 5, 1]],
                                                  b["m.fc1.bias"][[1]]]))
     torch.testing.assert_close(mlp(merged, x), (mlp(a, x) + mlp(b, x)) / 2)
     with pytest.raises(BadInput, match=r"ratio 1.2 is outside \[0, 1\]"):
-        structured.partial_mlp(a, b, "m", 1.2)
+        pleas.partial_mlp(a, b, "m", 1.2)
 
 
 def test_a_refit_is_nearer_to_the_mean_output():
     a, b, x, seen = mlps()
-    miss = [(mlp(structured.partial_mlp(a, b, "m", 0.5, s), x) - (mlp(a, x) + mlp(b, x)) / 2).norm()
+    miss = [(mlp(pleas.partial_mlp(a, b, "m", 0.5, s), x) - (mlp(a, x) + mlp(b, x)) / 2).norm()
             for s in (None, seen)]
     assert miss[1] < 0.8 * miss[0]
 
 
 def test_least_squares_against_lstsq():
     Z, Y, start = draw(30, 5), draw(30, 4, seed=1), draw(4, 5, seed=2)
-    torch.testing.assert_close(structured.least_squares(Z, Y, start, 1e-13),
+    torch.testing.assert_close(pleas.least_squares(Z, Y, start, 1e-13),
                                torch.linalg.lstsq(Z, Y).solution.T)
     scale = (0.3 * Z.square().sum(0).mean()).sqrt()              # a ridge is five more rows
     rows = torch.cat([Z, scale * torch.eye(5)]), torch.cat([Y, scale * start.T])
-    torch.testing.assert_close(structured.least_squares(Z, Y, start, 0.3),
+    torch.testing.assert_close(pleas.least_squares(Z, Y, start, 0.3),
                                torch.linalg.lstsq(*rows).solution.T)
 
 
 def test_what_no_input_shows_keeps_its_start():
     """One row e_1 with target 7: the other column stays; without inputs everything does."""
     start, Z = draw(1, 2), torch.tensor([[1.0, 0]])
-    W = structured.least_squares(Z, torch.tensor([[7.0]]), start)
+    W = pleas.least_squares(Z, torch.tensor([[7.0]]), start)
     assert W[0, 0] == pytest.approx(7, abs=1e-4) and W[0, 1] == start[0, 1]
-    assert structured.least_squares(0 * Z, torch.tensor([[7.0]]), start).equal(start)
+    assert pleas.least_squares(0 * Z, torch.tensor([[7.0]]), start).equal(start)
     with pytest.raises(BadInput, match="ridge 0.0 must be above 0"):
-        structured.least_squares(Z, Z, start, 0.0)
+        pleas.least_squares(Z, Z, start, 0.0)
 
 
 def pleas_problem(encoder, size=0.01, keys=KEYS):
@@ -388,7 +388,7 @@ def test_pleas_of_equal_tasks_is_the_task(encoder):
 def test_pleas_of_a_model_and_its_permutation_is_the_model(encoder):
     base, (tau, _), data = pleas_problem(encoder, 0.1)
     a = {k: base[k] + tau[k] for k in base}
-    b = structured.permute(structured.permute(a, "blocks.0", UNITS, HEADS), "blocks.1", UNITS)
+    b = pleas.permute(pleas.permute(a, "blocks.0", UNITS, HEADS), "blocks.1", UNITS)
     taus = [tau, {k: b[k] - base[k] for k in base}]
     same(RULES["pleas"](base, taus, heads=2, **data), a, atol=1e-6, rtol=0)
     k = "blocks.0.fc1.weight"
@@ -429,9 +429,9 @@ def test_fine_tunes_of_one_base_are_matched_already(encoder):
     seen = [data["activations"](p, torch.cat(data["batches"])) for p in (a, b)]
     for block in ("blocks.0", "blocks.1"):
         for known in (seen, None):
-            fixed = structured.match_mlp(a, b, block, known)[0] == torch.arange(24)
+            fixed = pleas.match_mlp(a, b, block, known)[0] == torch.arange(24)
             assert fixed.double().mean() >= 0.95
-            assert structured.match_heads(a, b, block, 2, known).tolist() == [0, 1]
+            assert pleas.match_heads(a, b, block, 2, known).tolist() == [0, 1]
 
 
 def test_pleas_keeps_the_contract(encoder):

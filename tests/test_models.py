@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import models
+import encoders
 import reference
-import weights
+from encoders import safetensors
 from errors import BadInput
 
-KINDS = {"vit": models.HALF, "deit": models.IMAGENET, "dinov2": models.IMAGENET}
+KINDS = {"vit": encoders.HALF, "deit": encoders.IMAGENET, "dinov2": encoders.IMAGENET}
 
 
 def published(folder, kind, image=28, seed=0, hidden=20):
@@ -41,7 +41,7 @@ def published(folder, kind, image=28, seed=0, hidden=20):
     tensors = {prefix + k: 0.4 * torch.randn(s) for k, s in shapes.items()}
     tensors["classifier.weight"] = torch.randn(3, D)                      # a head, to be dropped
     folder.mkdir()
-    weights.write(tensors, folder / "model.safetensors")
+    safetensors.write(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(
         {"model_type": kind, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 3,
          "image_size": image, "patch_size": 7, "num_channels": 3, "layer_norm_eps": 1e-5,
@@ -50,8 +50,8 @@ def published(folder, kind, image=28, seed=0, hidden=20):
 
 
 def compare(folder, kind, heads, patch, eps, image, tolerance):
-    """Features of models.load(folder) against the numpy reference on two random images."""
-    model = models.load(folder, image)
+    """Features of encoders.load(folder) against the numpy reference on two random images."""
+    model = encoders.load(folder, image)
     w = {k.removeprefix("vit."): v for k, v in reference.read(folder / "model.safetensors").items()}
     position, grid = w["embeddings.position_embeddings"][0], image // patch
     if len(position) != 1 + grid * grid:
@@ -79,7 +79,7 @@ def test_real_dinov2_gives_the_reference_output(real):
 
 
 def test_grey_images_are_repeated_and_other_sizes_resized(tmp_path):
-    model = models.load(published(tmp_path / "m", "vit"))
+    model = encoders.load(published(tmp_path / "m", "vit"))
     grey = torch.rand(2, 1, 28, 28)
     assert torch.equal(model(grey), model(grey.expand(-1, 3, -1, -1)))
     large = torch.rand(2, 3, 56, 56)
@@ -88,17 +88,17 @@ def test_grey_images_are_repeated_and_other_sizes_resized(tmp_path):
 
 
 def test_built_in_checkpoint_loads_and_is_small():
-    file = models.BUILT_IN / "vit" / "model.safetensors"
+    file = encoders.BUILT_IN / "vit" / "model.safetensors"
     assert file.stat().st_size <= 8_000_000
-    model = models.load("vit")
+    model = encoders.load("vit")
     assert model(torch.rand(2, 1, 28, 28)).shape == (2, model.width)
-    assert model.sha256 == weights.sha256(file)
+    assert model.sha256 == safetensors.sha256(file)
 
 
 def test_random_weights_are_repeatable_and_leave_the_random_state_alone(tiny):
     state = torch.get_rng_state()
-    a, b = (models.load(tiny, random_weights=True).cls_token for _ in range(2))
-    assert torch.equal(a, b) and not torch.equal(a, models.load(tiny).cls_token)
+    a, b = (encoders.load(tiny, random_weights=True).cls_token for _ in range(2))
+    assert torch.equal(a, b) and not torch.equal(a, encoders.load(tiny).cls_token)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -106,10 +106,10 @@ def test_random_weights_are_repeatable_and_leave_the_random_state_alone(tiny):
 
 
 def test_round_trip_of_every_dtype(tmp_path):
-    tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in weights.DTYPES.values()}
+    tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in safetensors.DTYPES.values()}
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
-    weights.write(tensors, tmp_path / "x.safetensors")
-    back = weights.read(tmp_path / "x.safetensors")
+    safetensors.write(tensors, tmp_path / "x.safetensors")
+    back = safetensors.read(tmp_path / "x.safetensors")
     assert back.keys() == tensors.keys()
     for k, v in tensors.items():
         assert back[k].dtype == v.dtype and torch.equal(back[k], v), k
@@ -141,21 +141,21 @@ def entry(begin, end, shape=(2,), dtype="F32"):
 ])
 def test_malformed_files_are_refused(tmp_path, header, body, told):
     with pytest.raises(BadInput, match=told):
-        weights.read(raw(tmp_path / "x.safetensors", header, body))
+        safetensors.read(raw(tmp_path / "x.safetensors", header, body))
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 2 ** 60) + b"{}"])
 def test_files_without_a_whole_header_are_refused(tmp_path, content):
     (tmp_path / "x.safetensors").write_bytes(content)
     with pytest.raises(BadInput, match="no complete safetensors file"):
-        weights.read(tmp_path / "x.safetensors")
+        safetensors.read(tmp_path / "x.safetensors")
 
 
 def damage(folder, change):
     """Rewrite a checkpoint after `change(tensors)`."""
-    tensors = weights.read(folder / "model.safetensors")
+    tensors = safetensors.read(folder / "model.safetensors")
     change(tensors)
-    weights.write(tensors, folder / "model.safetensors")
+    safetensors.write(tensors, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("change, told", [
@@ -167,7 +167,7 @@ def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
     folder = published(tmp_path / "m", "vit")
     damage(folder, change)
     with pytest.raises(BadInput, match=told):
-        models.load(folder)
+        encoders.load(folder)
 
 
 def test_truncated_checkpoint_is_refused(tmp_path):
@@ -175,7 +175,7 @@ def test_truncated_checkpoint_is_refused(tmp_path):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(BadInput, match="no complete safetensors file"):
-        models.load(folder)
+        encoders.load(folder)
 
 
 @pytest.mark.parametrize("config, told", [
@@ -188,14 +188,14 @@ def test_config_errors(tmp_path, config, told):
     folder = published(tmp_path / "m", "vit")
     (folder / "config.json").write_text(config)
     with pytest.raises(BadInput, match=told):
-        models.load(folder)
+        encoders.load(folder)
 
 
 def test_other_load_errors(tmp_path):
     with pytest.raises(BadInput, match="unknown model 'vt': did you mean 'vit'"):
-        models.load("vt")
+        encoders.load("vt")
     with pytest.raises(BadInput, match="no multiple of the patch size 7"):
-        models.load(published(tmp_path / "m", "vit"), size=30)
+        encoders.load(published(tmp_path / "m", "vit"), size=30)
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="has no model.safetensors"):
-        models.load(tmp_path / "m")
+        encoders.load(tmp_path / "m")

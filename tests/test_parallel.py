@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import eval as evaluation
-import parallel
+from experiment import jobs
 import train
 from errors import BadInput
 from test_commands import fit  # noqa: F401  (fixture)
@@ -81,8 +81,8 @@ def test_jobs_merge_the_same_numbers(fit, command, tmp_path):  # noqa: F811
     assert fit("--adapter", "lora", "--task", "digits,count", "--steps", 3)[0] == 0
     folders, rows = sorted((tmp_path / "runs").iterdir()), []
     words = [*folders, "--merge", "ties,fitted,emr", "--sweep", "lam=0:1:0.5", "--limit", 40]
-    for jobs in (1, 2):
-        code, out, err = command(evaluation.main, *words, "--jobs", jobs, "--json",
+    for count in (1, 2):
+        code, out, err = command(evaluation.main, *words, "--jobs", count, "--json",
                                  tmp_path / "x.json")
         assert code == 0 and "| emr" in out, err
         found = json.loads((tmp_path / "x.json").read_text())["all"]["rows"]
@@ -103,8 +103,8 @@ def fails(n, bar):
     return n * n
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_spread_keeps_the_order_and_raises(jobs):
+@pytest.mark.parametrize("count", [1, 2])
+def test_spread_keeps_the_order_and_raises(count):
     class Bar:
         count = 0
 
@@ -112,10 +112,10 @@ def test_spread_keeps_the_order_and_raises(jobs):
             self.count += 1
 
     bar = Bar()
-    assert parallel.spread(fails, [(n,) for n in (0, 3, 1, 5)], jobs, bar) == [0, 9, 1, 25]
+    assert jobs.spread(fails, [(n,) for n in (0, 3, 1, 5)], count, bar) == [0, 9, 1, 25]
     assert bar.count == 4
     with pytest.raises(BadInput, match="two"):
-        parallel.spread(fails, [(n,) for n in (0, 2, 1)], jobs, bar)
+        jobs.spread(fails, [(n,) for n in (0, 2, 1)], count, bar)
 
 
 def naps(seconds, path, bar):
@@ -131,5 +131,5 @@ def test_an_error_ends_what_is_running_and_starts_nothing(tmp_path):
     units = [(60, tmp_path / "0"), (0, tmp_path / "1"), *((60, tmp_path / f"{n}") for n in "2345")]
     began = time.monotonic()
     with pytest.raises(BadInput, match="no time"):
-        parallel.spread(naps, units, 2, None)
+        jobs.spread(naps, units, 2, None)
     assert time.monotonic() - began < 50 and not (tmp_path / "5").exists()

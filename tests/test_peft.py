@@ -9,12 +9,12 @@ import json
 import pytest
 import torch
 
-import exchange
-import exchange_encoder
+from exchange import peft_folder
+from exchange import huggingface
 import lora
-import models
-import runs
-import weights
+import encoders
+from experiment import run_folder
+from encoders import safetensors
 from conftest import perturb
 from test_exchange import ALL, IDS, make_run, small
 
@@ -89,34 +89,34 @@ CASES = [("tiny", *case) for case in ALL] + [(kind, adapter, "off") for adapter 
 def test_an_exported_adapter_computes_the_same(tmp_path, checkpoint, kind, adapter, reading):
     folder = tmp_path / "peft"
     run = make_run(tmp_path / "run", checkpoint(kind), adapter, reading, **small(adapter))
-    exchange.write_adapter(run, folder)
-    encoder, head = runs.base_encoder(run), runs.head(run, "digits")
+    peft_folder.write_adapter(run, folder)
+    encoder, head = run_folder.base_encoder(run), run_folder.head(run, "digits")
     x, words = inputs_of(kind, encoder)
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     untouched = features(kind, theirs(kind, base), words)
     with torch.no_grad():
         close(encoder(x), untouched, f"{kind} without adapter")
-        ours = runs.rebuild(run, encoder)(x)
+        ours = run_folder.rebuild(run, encoder)(x)
     model = peft.PeftModel.from_pretrained(theirs(kind, base), folder)
     other = features(kind, model, words)
     assert (other - untouched).abs().max() > 0.05
     close(ours, other, f"{kind} {adapter} features")
     close(head(ours), head(other), f"{kind} {adapter} logits")
     model.save_pretrained(tmp_path / "again")
-    a, b = (weights.read(f / "adapter_model.safetensors") for f in (folder, tmp_path / "again"))
+    a, b = (safetensors.read(f / "adapter_model.safetensors") for f in (folder, tmp_path / "again"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     for name in ("run.json", "run.safetensors", "heads.safetensors"):
         (tmp_path / "again" / name).write_bytes((folder / name).read_bytes())
-    back = exchange.load(tmp_path / "again")
+    back = peft_folder.load(tmp_path / "again")
     assert all(torch.equal(back[part][k], t) for part in ("start", "trained", "buffers")
                for k, t in run[part].items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_written_encoder_computes_the_same(tmp_path, checkpoint, kind):
-    encoder, folder = perturb(models.load(checkpoint(kind))), tmp_path / "out"
+    encoder, folder = perturb(encoders.load(checkpoint(kind))), tmp_path / "out"
     folder.mkdir()
-    exchange_encoder.write_encoder(encoder, folder)
+    huggingface.write_encoder(encoder, folder)
     x, words = inputs_of(kind, encoder)
     with torch.no_grad():
         close(encoder(x), features(kind, theirs(kind, folder), words), f"{kind} written")
@@ -126,9 +126,9 @@ def test_a_written_encoder_computes_the_same(tmp_path, checkpoint, kind):
 def test_their_image_processor_does_what_our_encoder_does(tmp_path, tiny):
     """Bytes in, pixel_values out: the same features as ours gives from the values in [0, 1]."""
     pytest.importorskip("PIL", reason="needs pillow: see requirements-exchange.txt")
-    encoder = models.load(tiny)
+    encoder = encoders.load(tiny)
     (tmp_path / "out").mkdir()
-    exchange_encoder.write_encoder(encoder, tmp_path / "out")
+    huggingface.write_encoder(encoder, tmp_path / "out")
     grey = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
     processor = transformers.ViTImageProcessorPil.from_pretrained(tmp_path / "out")
     words = processor(list(grey.numpy()), return_tensors="pt", input_data_format="channels_first")
@@ -138,9 +138,9 @@ def test_their_image_processor_does_what_our_encoder_does(tmp_path, tiny):
 
 
 def test_their_tokenizer_gives_the_same_ids(tmp_path, tiny_text):
-    encoder = models.load(tiny_text)
+    encoder = encoders.load(tiny_text)
     (tmp_path / "out").mkdir()
-    exchange_encoder.write_encoder(encoder, tmp_path / "out")
+    huggingface.write_encoder(encoder, tmp_path / "out")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in TEXTS:
         parts = (text,) if isinstance(text, str) else text
@@ -151,9 +151,9 @@ def test_their_tokenizer_gives_the_same_ids(tmp_path, tiny_text):
 @pytest.mark.parametrize("adapter", ["lora", "rslora", "dora"])
 def test_an_adapter_that_peft_made_is_read(tmp_path, checkpoint, kind, adapter):
     """--init on what PEFT itself trains and saves; targets by the ends of its own names."""
-    encoder = models.load(checkpoint(kind))
+    encoder = encoders.load(checkpoint(kind))
     (tmp_path / "base").mkdir()
-    exchange_encoder.write_encoder(encoder, tmp_path / "base")
+    huggingface.write_encoder(encoder, tmp_path / "base")
     targets = ["query", "value"] if kind == "bert" else ["q_proj", "v_proj"]
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=targets,
                              use_rslora=adapter == "rslora", use_dora=adapter == "dora")
@@ -162,8 +162,8 @@ def test_an_adapter_that_peft_made_is_read(tmp_path, checkpoint, kind, adapter):
     model.save_pretrained(tmp_path / "peft")
     hp = {"rank": 2, "alpha": 6.0}
     setting = {"adapter": adapter, "linearize": "off", "hp": hp, "init": str(tmp_path / "peft")}
-    exchange.check_start(setting)
-    exchange.start_from(setting, encoder, lora.inject(encoder, adapter, "q,v", **hp))
+    peft_folder.check_start(setting)
+    peft_folder.start_from(setting, encoder, lora.inject(encoder, adapter, "q,v", **hp))
     x, words = inputs_of(kind, encoder)
     with torch.no_grad():
         close(encoder(x), features(kind, model, words), f"{kind} {adapter} made by peft")
@@ -176,13 +176,13 @@ def test_a_real_checkpoint_computes_the_same(real, tmp_path, kind, name, size):
         pytest.skip(f"REAL_DATA holds no {name}")
     run = make_run(tmp_path / "run", real / name, "pissa", targets="q,v", size=size, move=0.02,
                    rank=4)
-    exchange.write_adapter(run, tmp_path / "peft")
-    encoder = runs.base_encoder(run)
+    peft_folder.write_adapter(run, tmp_path / "peft")
+    encoder = run_folder.base_encoder(run)
     x, words = inputs_of(kind, encoder)
     model = theirs(kind, real / name if size is None else tmp_path / "peft/base")
     with torch.no_grad():
         close(encoder(x), untouched := features(kind, model, words), f"{name} without adapter")
-        ours = runs.rebuild(run, encoder)(x)
+        ours = run_folder.rebuild(run, encoder)(x)
     model = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
     assert (ours - untouched).abs().max() > 0.05
     close(ours, features(kind, model, words), f"{name} pissa")

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-import language
-import models
-import pretrain
-import pretrain_text
-from pretrain_text import DISCOURSES, hide, make, vocabulary
+from tasks import english
+import encoders
+from pretrain import __main__ as pretrain
+from pretrain import bert
+from pretrain.bert import DISCOURSES, hide, make, vocabulary
 
 
 def test_the_vocabulary_spells_any_word_and_holds_every_word_of_the_language():
     vocab = vocabulary()
     assert len(set(vocab)) == len(vocab) and vocab.index("[PAD]") == 0
     tokenizer = make(8, 1, 2)[0].tokenizer
-    for word in language.vocabulary():
+    for word in english.vocabulary():
         assert tokenizer.ids(word) == [vocab.index(word)]
     spelled = [tokenizer.vocab[piece] for piece in ("x", "##y", "##l", "##e", "##m", "##7")]
     assert tokenizer.ids("xylem7") == spelled and tokenizer.unk not in tokenizer.ids("~ #Ab-9?")
@@ -23,12 +23,12 @@ def test_the_vocabulary_spells_any_word_and_holds_every_word_of_the_language():
 
 @pytest.mark.parametrize("write", dict.fromkeys(DISCOURSES), ids=lambda f: f.__name__)
 def test_discourses_stay_in_the_language(write):
-    known, rng = set(language.vocabulary()), np.random.default_rng(3)
+    known, rng = set(english.vocabulary()), np.random.default_rng(3)
     for text in (write(rng) for _ in range(200)):
         for part in (text,) if isinstance(text, str) else text:
             assert set(part.split()) <= known and len(part.split()) <= 16, part
         words = text if isinstance(text, str) else " ".join(text)
-        assert len(words.split()) + 3 <= pretrain_text.POSITIONS
+        assert len(words.split()) + 3 <= bert.POSITIONS
 
 
 def test_hide():
@@ -51,9 +51,9 @@ def test_hide():
 
 
 def test_batches_hold_one_length_and_both_kinds(monkeypatch):
-    monkeypatch.setattr(pretrain_text, "ROUND", 640)
+    monkeypatch.setattr(bert, "ROUND", 640)
     tokenizer, kinds = make(8, 1, 2)[0].tokenizer, set()
-    source = pretrain_text.batches(np.random.default_rng(0), tokenizer, 32)
+    source = bert.batches(np.random.default_rng(0), tokenizer, 32)
     for ids, second in (next(source) for _ in range(40)):
         assert ids.shape[1] == (ids != tokenizer.pad).sum(1).max()           # no padding for all
         kinds.add(second is None)
@@ -67,30 +67,30 @@ def test_recall_reaches_the_feature_of_the_first_sentence():
     """The second loss has a gradient in the first sentence's words, and none in other rows."""
     torch.manual_seed(0)
     model = make(8, 1, 2)[0].double()
-    head = pretrain_text.RecallHead(model).double()
+    head = bert.RecallHead(model).double()
     z, f = torch.randn(3, 8).double(), torch.randn(3, 8).double().requires_grad_()
     head(z, f)[1].sum().backward()
     assert f.grad[1].abs().min() > 0 and f.grad[[0, 2]].abs().max() == 0
 
 
 def test_pretrain_bert_writes_a_checkpoint(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain_text, "ROUND", 640)
-    words = ["--model", "bert", "--steps", 60, "--width", 16, "--depth", 1, "--heads", 2, "--lr",
+    monkeypatch.setattr(bert, "ROUND", 640)
+    words = ["bert", "--steps", 60, "--width", 16, "--depth", 1, "--heads", 2, "--lr",
              5e-3, "--out", tmp_path / "m"]
     code, out, err = command(pretrain.main, *words)
     assert code == 0 and "held-out texts: present 0." in out, err
-    model = models.load(tmp_path / "m")
+    model = encoders.load(tmp_path / "m")
     assert model.kind == "text" and model(model.encode([("anna rests", "xylem")])).shape == (1, 16)
     assert command(pretrain.main, *words, "--overwrite")[0] == 0
-    assert models.load(tmp_path / "m").sha256 == model.sha256         # the same seed, the same bits
-    code, _, err = command(pretrain.main, "--model", "bert", "--width", 10, "--out", tmp_path / "n")
+    assert encoders.load(tmp_path / "m").sha256 == model.sha256         # the same seed, the same bits
+    code, _, err = command(pretrain.main, "bert", "--width", 10, "--out", tmp_path / "n")
     assert code == 2 and "--width 10 is no multiple of --heads 4" in err
 
 
 def test_masked_words_are_learnt(monkeypatch):
     """After a few steps the loss is far below a uniform guess, on new texts too."""
-    monkeypatch.setattr(pretrain_text, "ROUND", 1280)
+    monkeypatch.setattr(bert, "ROUND", 1280)
     torch.manual_seed(0)
     model = make(32, 1, 2)[0]
-    head = pretrain_text.pretrain(model, steps=60, lr=5e-3)
-    assert np.mean(list(pretrain_text.accuracy(model, head, 0, 40).values())) > 0.1
+    head = bert.pretrain(model, steps=60, lr=5e-3)
+    assert np.mean(list(bert.accuracy(model, head, 0, 40).values())) > 0.1

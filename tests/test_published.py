@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-import downloads
-import models
+from tasks import downloads
+import encoders
 import reference
 import test_models
 import test_text_models
-import weights
+from encoders import safetensors
 from errors import BadInput
 
 IMAGE = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -71,27 +71,27 @@ def clip(folder, whole=True, **config):
 @pytest.mark.parametrize("whole", [True, False])
 def test_clip_gives_the_reference_output(tmp_path, whole):
     folder, w = clip(tmp_path / "clip", whole)
-    model = models.load(folder)
+    model = encoders.load(folder)
     theirs = reference.clip(IMAGE[0].double().numpy(), w, heads=3, patch=7, eps=1e-5, mean=MEAN,
                             std=STD)
     with torch.no_grad():
         np.testing.assert_allclose(model(IMAGE)[0].numpy(), theirs, atol=2e-5, rtol=2e-5)
-    assert models.load(folder, size=42)(IMAGE).shape == (1, 12)
+    assert encoders.load(folder, size=42)(IMAGE).shape == (1, 12)
 
 
 def test_clip_settings(tmp_path):
     """What a published config leaves out is usual: ViT-B/32, quick GELU, eps 1e-5."""
     folder, _ = clip(tmp_path / "clip")
     (folder / "config.json").write_text('{"model_type": "clip", "vision_config": {}}')
-    _, found = models.settings(folder)
+    _, found = encoders.settings(folder)
     assert found == dict(image=224, patch=32, channels=3, width=768, depth=12, heads=12,
                          hidden=3072, eps=1e-5, layer_scale=False, activation="quick_gelu",
                          clip=True, mean=MEAN, std=STD)
     exact, _ = clip(tmp_path / "exact", hidden_act="gelu")
     quick, _ = clip(tmp_path / "quick")
-    assert (models.load(exact)(IMAGE) - models.load(quick)(IMAGE)).abs().max() > 1e-3
+    assert (encoders.load(exact)(IMAGE) - encoders.load(quick)(IMAGE)).abs().max() > 1e-3
     with pytest.raises(BadInput, match="only the GELU MLP"):
-        models.load(clip(tmp_path / "relu", hidden_act="relu")[0])
+        encoders.load(clip(tmp_path / "relu", hidden_act="relu")[0])
 
 
 # ---- single files under timm's names -------------------------------------------------------------
@@ -143,34 +143,34 @@ def hugging_face(w):
 def test_single_files_give_the_reference_output(tmp_path, dinov2, key):
     """DeiT's original files hold the tensors under "model"; DINOv2's hold nothing else."""
     w = hugging_face(timm(tmp_path / "small.pth", dinov2, key))
-    model = models.load(tmp_path / "small.pth")
+    model = encoders.load(tmp_path / "small.pth")
     theirs = reference.vit(IMAGE[0].double().numpy(), w, heads=2, patch=7, eps=1e-6, dinov2=dinov2,
-                           position=w["embeddings.position_embeddings"][0], **models.IMAGENET)
+                           position=w["embeddings.position_embeddings"][0], **encoders.IMAGENET)
     with torch.no_grad():
         np.testing.assert_allclose(model(IMAGE)[0].numpy(), theirs, atol=5e-5, rtol=5e-5)
-    assert (model.name, model.sha256) == ("small", weights.sha256(tmp_path / "small.pth"))
-    assert (model.width, model.image, models.kind(tmp_path / "small.pth")) == (128, 28, "image")
-    assert not models.load(tmp_path / "small.pth", random_weights=True).norm.weight.std()
+    assert (model.name, model.sha256) == ("small", safetensors.sha256(tmp_path / "small.pth"))
+    assert (model.width, model.image, encoders.kind(tmp_path / "small.pth")) == (128, 28, "image")
+    assert not encoders.load(tmp_path / "small.pth", random_weights=True).norm.weight.std()
 
 
 def test_distilled_deit_is_refused(tmp_path):
     timm(tmp_path / "x.pth", False, dist_token=(1, 1, 128))
     with pytest.raises(BadInput, match="x.pth is a distilled DeiT, with a second class token"):
-        models.load(tmp_path / "x.pth")
+        encoders.load(tmp_path / "x.pth")
     folder = test_models.published(tmp_path / "m", "deit")
     token = {"deit.embeddings.distillation_token": torch.zeros(1, 1, 12)}
     test_models.damage(folder, lambda t: t.update(token))
     with pytest.raises(BadInput, match="distilled DeiT"):
-        models.load(folder)
+        encoders.load(folder)
 
 
 def test_other_single_files_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "x.pth")
     with pytest.raises(BadInput, match="no ViT under timm's names .'patch_embed.proj.weight'"):
-        models.load(tmp_path / "x.pth")
+        encoders.load(tmp_path / "x.pth")
     timm(tmp_path / "y.pth", True, register_tokens=(1, 4, 128))
     with pytest.raises(BadInput, match="has unexpected 1 tensors: register_tokens"):
-        models.load(tmp_path / "y.pth")
+        encoders.load(tmp_path / "y.pth")
 
 
 # ---- pytorch_model.bin ---------------------------------------------------------------------------
@@ -180,17 +180,17 @@ def test_other_single_files_are_refused(tmp_path):
 def binary(tmp_path):
     """A BERT with pytorch_model.bin, and its features from model.safetensors before."""
     folder = test_text_models.published(tmp_path / "m")
-    model = models.load(folder)
-    torch.save(weights.read(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    model = encoders.load(folder)
+    torch.save(safetensors.read(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     return folder, model
 
 
 def test_pytorch_files_are_read_alike(binary):
     folder, before = binary
-    now = models.load(folder)
+    now = encoders.load(folder)
     assert all(torch.equal(v, before.state_dict()[k]) for k, v in now.state_dict().items())
-    assert now.sha256 == weights.sha256(folder / "pytorch_model.bin") != before.sha256
+    assert now.sha256 == safetensors.sha256(folder / "pytorch_model.bin") != before.sha256
 
 
 class Code:
@@ -204,7 +204,7 @@ def test_pickled_code_is_refused_and_not_executed(binary, tmp_path, monkeypatch)
     for save in (torch.save, lambda v, p: p.write_bytes(pickle.dumps(v, protocol=2))):
         save({"a": torch.zeros(1), "b": Code()}, folder / "pytorch_model.bin")
         with pytest.raises(BadInput, match="holds code and not only tensors") as told:
-            models.load(folder)
+            encoders.load(folder)
         assert "\n" not in str(told.value)
     assert not (tmp_path / "it-was-executed").exists()
 
@@ -215,7 +215,7 @@ def test_damaged_pytorch_files_are_refused(binary, damage):
     file = binary[0] / "pytorch_model.bin"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(BadInput, match="cannot be read as tensors .it is damaged or cut") as told:
-        models.load(binary[0])
+        encoders.load(binary[0])
     assert "\n" not in str(told.value)
 
 
@@ -223,7 +223,7 @@ def test_damaged_pytorch_files_are_refused(binary, damage):
 def test_pytorch_files_of_other_things_are_refused(binary, content):
     torch.save(content, binary[0] / "pytorch_model.bin")
     with pytest.raises(BadInput, match="holds no dict of tensors by name"):
-        models.load(binary[0])
+        encoders.load(binary[0])
 
 
 def test_a_missing_tensor_is_named(binary):
@@ -232,7 +232,7 @@ def test_a_missing_tensor_is_named(binary):
     del tensors["bert.encoder.layer.1.attention.self.key.bias"]
     torch.save(tensors, file)
     with pytest.raises(BadInput, match="lacks 1 tensors: blocks.1.k.bias"):
-        models.load(binary[0])
+        encoders.load(binary[0])
 
 
 # ---- by name -------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_a_published_name_is_fetched_and_loaded(binary, tmp_path, monkeypatch):
     fetch = downloads.fetch
     monkeypatch.setattr(downloads, "fetch", absent)
     ids = model.encode(["a b", "c"])
-    assert torch.equal(models.load("bert-tiny")(ids), model(ids))
-    assert models.load("bert-tiny").name == "bert-tiny" and models.kind("bert-tiny") == "text"
+    assert torch.equal(encoders.load("bert-tiny")(ids), model(ids))
+    assert encoders.load("bert-tiny").name == "bert-tiny" and encoders.kind("bert-tiny") == "text"
     with pytest.raises(BadInput, match="unknown model 'bert-tyny': did you mean 'bert-tiny'"):
-        models.load("bert-tyny")
+        encoders.load("bert-tyny")

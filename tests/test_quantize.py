@@ -9,7 +9,7 @@ import lora
 from conftest import perturb
 from errors import BadInput
 from lora import ADAPTERS
-from quantize import QuantLinear, nearest_level, nf4_levels
+from encoders.nf4 import QuantLinear, nearest_level, nf4_levels
 from test_adapters import every_adapter, small, train_steps
 
 PUBLISHED = [-1, -.6961928, -.5250730, -.3949174, -.2844413, -.1847734, -.0910500, 0, .0795803,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import merge
-import runs
-import spaces
-from measure import Peak, reset_high_water
-from score import Tasks, along, search
+from experiment import run_folder
+from experiment import spaces
+from experiment.measure import Peak, reset_high_water
+from experiment.scoring import Tasks, along, search
 from test_commands import fit  # noqa: F401  (fixture)
 
 BAR = SimpleNamespace(set_postfix_str=lambda text, refresh: None, update=lambda: None)
@@ -19,7 +19,7 @@ BAR = SimpleNamespace(set_postfix_str=lambda text, refresh: None, update=lambda:
 def group(request, fit, tmp_path):  # noqa: F811
     """(runs, space, tasks) of two tiny runs, in weight space and linearized as a whole."""
     assert fit("--adapter", request.param, "--task", "digits,count", "--lr", 0.05)[0] == 0
-    loaded = [runs.load(folder) for folder in sorted((tmp_path / "runs").iterdir())]
+    loaded = [run_folder.load(folder) for folder in sorted((tmp_path / "runs").iterdir())]
     return loaded, spaces.vectors(loaded, spaces.default(loaded)), Tasks(loaded)
 
 

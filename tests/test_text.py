@@ -11,15 +11,15 @@ from torch.func import functional_call, jvp
 
 import eval as evaluation
 import merge
-import merge_data
-import runs
-import spaces
-import text_suite
+from rules import fisher
+from experiment import run_folder
+from experiment import spaces
+from tasks import written
 import train
 from conftest import text_encoder
 from linearize import encoder_of
-from merge_structured import permute_stream
-from score import RULES, obstacle
+from rules.pleas import permute_stream
+from experiment.scoring import RULES, obstacle
 from test_adapters import every_adapter
 from test_linearize import adapted, sums_and_differences
 
@@ -93,7 +93,7 @@ def space():
     deltas = iter([{n: 0.1 * torch.randn_like(encoder.get_parameter(n)) for n in names}
                    for _ in group])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spaces.runs, "rebuild", lambda run, encoder: encoder)
+        patch.setattr(spaces.run_folder, "rebuild", lambda run, encoder: encoder)
         patch.setattr(spaces.lora, "deltas", lambda model: next(deltas))
         return spaces.weight_space(group, encoder)
 
@@ -116,8 +116,8 @@ def by_autograd(function, params, ids):
 
 def test_fisher_of_texts(space, ids):
     function = lambda p, x: head(space.call(p, x))
-    F = merge_data.diagonal_fisher(function, space.base, ids, chunk=3)
-    padded = merge_data.diagonal_fisher(function, space.base, wider(ids))
+    F = fisher.diagonal_fisher(function, space.base, ids, chunk=3)
+    padded = fisher.diagonal_fisher(function, space.base, wider(ids))
     for k, f in by_autograd(function, space.base, ids).items():
         close(F[k], f)
         close(padded[k], f)
@@ -131,7 +131,7 @@ def test_regmean_counts_real_tokens_only(space, ids):
     alone = [space.activations(space.base, row[None, :(row != 0).sum()])[k] for row in ids]
     close(X, torch.cat(alone))
     close(space.activations(space.base, wider(ids))[k], X)
-    G = merge_data.grams(space.activations, space.base, ids, space.base.keys())[k]
+    G = fisher.grams(space.activations, space.base, ids, space.base.keys())[k]
     close(G, sum(x.T @ x for x in alone) / sum(len(x) for x in alone))
 
 
@@ -178,8 +178,8 @@ def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter,
     code, out, err = fit("--adapter", adapter, "--task", "sentiment,entail", "--lr", 0.01)
     assert code == 0 and "adapted 12 layers" in out, err
     folders = sorted(tmp_path.glob("*-s0"))
-    run = runs.load(folders[0])
-    model, texts = runs.rebuild(run, runs.base_encoder(run)), ["a film", ("no cat", "a dog")]
+    run = run_folder.load(folders[0])
+    model, texts = run_folder.rebuild(run, run_folder.base_encoder(run)), ["a film", ("no cat", "a dog")]
     base, taus, apply, call, _ = spaces.vectors([run], spaces.default([run]))
     ids = encoder_of(model).encode(texts)
     merged = merge.add(base, taus[0])
@@ -196,26 +196,26 @@ def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter,
 def test_the_first_text_task_is_the_default_and_all_means_texts(fit, tmp_path):
     assert fit("--adapter", "lora")[0] == 0
     assert fit("--adapter", "bitfit", "--task", "all", "--joint")[0] == 0
-    assert runs.tasks(runs.load(tmp_path / "lora-accept-s0")) == ["accept"]
-    assert runs.tasks(runs.load(tmp_path / "bitfit-joint-s0")) == list(text_suite.TASKS)
+    assert run_folder.tasks(run_folder.load(tmp_path / "lora-accept-s0")) == ["accept"]
+    assert run_folder.tasks(run_folder.load(tmp_path / "bitfit-joint-s0")) == list(written.TASKS)
 
 
 def test_a_text_run_resumes(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVE_EVERY", 3)
     assert fit("--adapter", "lora")[0] == 0
-    whole = runs.load(tmp_path / "lora-accept-s0")["trained"]
+    whole = run_folder.load(tmp_path / "lora-accept-s0")["trained"]
 
     def stop(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
-    save = runs.save_progress
-    monkeypatch.setattr(runs, "save_progress", stop)
+    save = run_folder.save_progress
+    monkeypatch.setattr(run_folder, "save_progress", stop)
     assert fit("--adapter", "lora", "--overwrite")[0] == 130
-    monkeypatch.setattr(runs, "save_progress", save)
+    monkeypatch.setattr(run_folder, "save_progress", save)
     shutil.rmtree(tmp_path / "lora-accept-s0")
     assert fit("--adapter", "lora", "--resume")[0] == 0
-    again = runs.load(tmp_path / "lora-accept-s0")["trained"]
+    again = run_folder.load(tmp_path / "lora-accept-s0")["trained"]
     assert all(torch.equal(again[k], v) for k, v in whole.items())
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-import models
+import encoders
 import reference
-import weights
+from encoders import safetensors
 from errors import BadInput
-from models_text import BERT
+from encoders.bert import BERT
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
 TEXTS = ["a b c", ("d e", "f g h i"), "a", ("", "b")]
@@ -40,7 +40,7 @@ def published(folder, prefix="bert.", old=True, seed=0):
                 prefix + "embeddings.position_ids": torch.arange(16)[None],
                 "cls.predictions.bias": torch.randn(len(WORDS))}
     folder.mkdir()
-    weights.write(tensors, folder / "model.safetensors")
+    safetensors.write(tensors, folder / "model.safetensors")
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     (folder / "config.json").write_text(json.dumps(
         {"model_type": "bert", "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 3,
@@ -50,8 +50,8 @@ def published(folder, prefix="bert.", old=True, seed=0):
 
 
 def compare(folder, heads, texts, tolerance):
-    """Hidden states and features of models.load(folder) against the numpy reference."""
-    model = models.load(folder)
+    """Hidden states and features of encoders.load(folder) against the numpy reference."""
+    model = encoders.load(folder)
     w = {k.removeprefix("bert.").replace("gamma", "weight").replace("beta", "bias"): v
          for k, v in reference.read(folder / "model.safetensors").items()}
     ids = model.encode(texts)
@@ -77,7 +77,7 @@ def test_real_minilm_gives_the_reference_output(real):
 
 
 def test_padding_changes_nothing(tmp_path):
-    model = models.load(published(tmp_path / "m")).double()
+    model = encoders.load(published(tmp_path / "m")).double()
     ids = model.encode(TEXTS)
     wide = torch.cat([ids, torch.zeros(len(ids), 5, dtype=torch.int64)], 1)
     assert torch.equal(model.tokens(wide)[:, :ids.shape[1]], model.tokens(ids))
@@ -88,26 +88,26 @@ def test_padding_changes_nothing(tmp_path):
 
 def test_what_an_input_may_be(tmp_path):
     folder = published(tmp_path / "m")
-    model = models.load(folder, size=6)
+    model = encoders.load(folder, size=6)
     assert (model.kind, model.width) == ("text", 12)
     assert model.encode(["a b c d e f g"]).tolist() == [[2, 5, 6, 7, 8, 3]]
     assert model.encode(["a b c d e f g"], 5).shape == (1, 5)
-    assert models.place(model.encode(["a"]), torch.zeros(1).double()).dtype == torch.int64
-    assert models.place(torch.zeros(1), torch.zeros(1).double()).dtype == torch.float64
+    assert encoders.place(model.encode(["a"]), torch.zeros(1).double()).dtype == torch.int64
+    assert encoders.place(torch.zeros(1), torch.zeros(1).double()).dtype == torch.float64
     with pytest.raises(BadInput, match="texts of 17 tokens: this model takes 16"):
         model(torch.ones(1, 17, dtype=torch.int64))
     with pytest.raises(BadInput, match="size 17: this text model takes 4 to 16 tokens"):
-        models.load(folder, size=17)
+        encoders.load(folder, size=17)
     with pytest.raises(BadInput, match="a width of 12 cannot be shared by 5 heads"):
         BERT(width=12, heads=5)
     with pytest.raises(BadInput, match="made without a vocabulary"):
         BERT().encode(["a"])
     (folder / "vocab.txt").write_text("\n".join([*WORDS, "k"]))
     with pytest.raises(BadInput, match="vocab.txt has 16 entries, the model 15"):
-        models.load(folder)
+        encoders.load(folder)
     (folder / "vocab.txt").unlink()
     with pytest.raises(BadInput, match="a text model needs the vocab.txt"):
-        models.load(folder)
+        encoders.load(folder)
 
 
 @pytest.mark.parametrize("config, told", [
@@ -122,4 +122,4 @@ def test_configurations_that_cannot_be_used(tmp_path, config, told):
     given = config if config["model_type"] == "bert_encoder" else given | config
     (folder / "config.json").write_text(json.dumps(given))
     with pytest.raises(BadInput, match=told):
-        models.load(folder)
+        encoders.load(folder)

@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 
 import data
-import language
-import text_suite
-from text_suite import TASKS, relation, sample
+from tasks import english
+from tasks import written
+from tasks.written import TASKS, relation, sample
 
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
 @every_task
 def test_texts_are_deterministic_short_balanced_and_in_the_vocabulary(task):
-    known, classes = set(language.vocabulary()), TASKS[task][1]
+    known, classes = set(english.vocabulary()), TASKS[task][1]
     texts, labels = sample(task, 600, 9)
     again, same = sample(task, 600, 9)
     assert texts == again and np.array_equal(labels, same) and texts != sample(task, 600, 13)[0]
@@ -77,7 +77,7 @@ def logistic_regression(x, y, classes, ridge):
 
 def bag_of_words(task):
     """Test accuracy of the best of three ridges on val."""
-    words, sets = language.vocabulary(), {}
+    words, sets = english.vocabulary(), {}
     for split in ("train", "val", "test"):
         texts, labels = sample(task, *data.SPLITS[split])
         sets[split] = word_counts(texts, words), torch.from_numpy(labels)
@@ -97,7 +97,7 @@ def test_a_bag_of_words_stays_near_chance(task):
 def test_the_bag_of_words_would_find_words_that_tell():
     """The classifier of the test above is no straw man: it learns a label that words give away."""
     texts = [" ".join(pair) for pair in sample("entail", 1500, 101)[0]]
-    x = word_counts(texts, language.vocabulary())
+    x = word_counts(texts, english.vocabulary())
     y = torch.tensor([int("rested" in t or "some" in t) for t in texts])
     W = logistic_regression(x[:1000], y[:1000], 2, 1e-3)
     right = ((F.pad(x[1000:], (0, 1), value=1.0) @ W.T).argmax(1) == y[1000:]).double().mean()
@@ -134,23 +134,23 @@ def test_relation_by_hand(premise, hypothesis, label):
 
 def test_entail_gives_every_label_the_same_quantifiers():
     """The table agrees with the models, and no quantifier, first or second, tells the label."""
-    for label, rows in text_suite.ENTAIL.items():
+    for label, rows in written.ENTAIL.items():
         for q1, narrow1, q2, narrow2 in rows:
             assert relation((q1, narrow1), (q2, narrow2)) == label
         assert sorted(row[0] for row in rows) == sorted(row[2] for row in rows) \
-            == sorted(language.QUANTIFIERS)
+            == sorted(english.QUANTIFIERS)
 
 
 def examples(task, n=400):
     return zip(*(x if isinstance(x, list) else x.tolist() for x in sample(task, n, 5)))
 
 
-CONCEPT = {w: c for group in (language.PEOPLE, language.ANIMALS, language.MACHINES,
-                              language.TRANSITIVE, language.INTRANSITIVE, language.TRAITS)
+CONCEPT = {w: c for group in (english.PEOPLE, english.ANIMALS, english.MACHINES,
+                              english.TRANSITIVE, english.INTRANSITIVE, english.TRAITS)
            for c in group for w in c}
-KIND = {w: k for k, group in enumerate(language.KINDS.values()) for c in group for w in c}
-STEM = {f(v): v for c in (*language.TRANSITIVE, *language.INTRANSITIVE) for v in c
-        for f in (language.past, language.ending_s)}
+KIND = {w: k for k, group in enumerate(english.KINDS.values()) for c in group for w in c}
+STEM = {f(v): v for c in (*english.TRANSITIVE, *english.INTRANSITIVE) for v in c
+        for f in (english.past, english.ending_s)}
 
 
 def test_relation_of_entail_read_off_the_texts():
@@ -163,14 +163,14 @@ def test_relation_of_entail_read_off_the_texts():
 
     for (first, second), label in examples("entail"):
         (q1, n1), (q2, n2) = read(first), read(second)
-        narrow = lambda n, m: len(n) > len(m) or m[-1] in language.KINDS and n != m
+        narrow = lambda n, m: len(n) > len(m) or m[-1] in english.KINDS and n != m
         assert narrow(n1, n2) != narrow(n2, n1)
         assert relation((q1, narrow(n1, n2)), (q2, narrow(n2, n1))) == label, (first, second)
 
 
 def test_number_read_off_the_texts():
     """Women in the group that did it, by a rule of its own: cut at `but` or `and not`."""
-    people = {*language.WOMEN, *language.MEN}
+    people = {*english.WOMEN, *english.MEN}
     for text, label in examples("number"):
         if text.startswith("it was not"):
             did = text.split(" but ")[1]
@@ -178,14 +178,14 @@ def test_number_read_off_the_texts():
             did = text.split(" and not ")[0]
         else:
             did = next(part for part in text.split(" but ") if "did not" not in part)
-        assert len(set(did.split()) & set(language.WOMEN)) == label, text
+        assert len(set(did.split()) & set(english.WOMEN)) == label, text
         assert len(set(text.split()) & people) == 5, text
 
 
 def test_order_read_off_the_texts():
     for text, label in examples("order"):
         first_named = 0 if next(w for w in text.split() if w in KIND) in \
-            {w for c in language.PEOPLE for w in c} else 1
+            {w for c in english.PEOPLE for w in c} else 1
         words = text.split()
         turned = {"before": words[0] == "before", "after": words[0] != "after", "later": False,
                   "earlier": True}[next(w for w in words if w in ("before", "after", "later",
@@ -216,8 +216,8 @@ def test_coref_read_off_the_texts():
             event, reason = text.split(" because ")
         she = "she" in reason.split()
         (doer,), (other,) = doer_of(event)
-        assert (doer in language.WOMEN) != (other in language.WOMEN)
-        assert (she == (doer in language.WOMEN)) == label, text
+        assert (doer in english.WOMEN) != (other in english.WOMEN)
+        assert (she == (doer in english.WOMEN)) == label, text
 
 
 def test_paraphrase_read_off_the_texts():
@@ -252,10 +252,10 @@ def test_agent_read_off_the_texts():
 
 def test_accept_by_number():
     """Agreement by a rule of its own, where all words are in their places."""
-    plural = {language.ending_s(w) for c in language.PEOPLE + language.ANIMALS for w in c}
-    nouns = plural | {w for c in language.PEOPLE + language.ANIMALS for w in c}
-    finite = {f(v): f is str for c in (*language.TRANSITIVE, *language.INTRANSITIVE) for v in c
-              for f in (str, language.ending_s)}
+    plural = {english.ending_s(w) for c in english.PEOPLE + english.ANIMALS for w in c}
+    nouns = plural | {w for c in english.PEOPLE + english.ANIMALS for w in c}
+    finite = {f(v): f is str for c in (*english.TRANSITIVE, *english.INTRANSITIVE) for v in c
+              for f in (str, english.ending_s)}
     for text, label in examples("accept"):
         words = text.split()
         subjects = [w for w in words if w in nouns]
@@ -276,8 +276,8 @@ def test_accept_by_number():
 
 def test_sentiment_read_off_the_texts():
     """Judge every clause by adjective and negation; then the last word is the main clause's."""
-    good = {w for c in language.GOOD for w in c}
-    bad = {w for c in language.BAD for w in c}
+    good = {w for c in english.GOOD for w in c}
+    bad = {w for c in english.BAD for w in c}
 
     def judge(clause):
         words = set(clause.split())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from errors import BadInput
-from tokenizer import WordPiece
+from encoders.tokenizer import WordPiece
 
 NASTY = [
     ("", [101, 102]),

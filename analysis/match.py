@@ -1,0 +1,156 @@
+"""Merge two encoders of different origin: two pretrainings from different random starts.
+
+    python pretrain.py --seed 1 --out other
+    python match.py checkpoints/vit other --out merged       # then: train.py --model merged
+
+Their weights have nothing in common coordinate by coordinate, so that the mean of both is neither.
+merge_structured.py undoes what can be undone exactly, a permutation P of every set of units, found
+by assignment on unlabelled inputs of all tasks, and fits what is left:
+
+    stream   one permutation of the residual stream, by the outputs z (rows, D) of all blocks
+    units    the hidden units and the heads of every block
+    PLeaS    arXiv:2407.02447: after both, least squares for every layer
+
+A row is the mean accuracy over the tasks of classifiers fitted to that encoder's own features, as
+there is no pretrained model that both come from: class prototypes and a linear probe (heads.py).
+"""
+
+import argparse
+import statistics
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.func import functional_call
+from tqdm import tqdm
+
+from experiment import cli
+import data
+from exchange import huggingface
+import encoders
+from errors import BadInput
+from encoders.heads import EXAMPLES, HEADS, correct, features
+from merge import RULES
+from rules.pleas import assignment, correlation, match_blocks, permute_stream, rows_of
+from experiment.spaces import layer_inputs, with_weights
+
+WRITTEN = "PLeaS, stream and units matched"
+
+
+def check_alike(a, b):
+    """BadInput unless both encoders compute the same function of their weights and inputs."""
+    def described(model):
+        return (str(model), [(block.heads, block.activation) for block in model.blocks],
+                {k: v.flatten().tolist() for k, v in model.named_buffers()},
+                model.tokenizer.vocab if model.kind == "text" else None)
+
+    if described(a) != described(b):
+        raise BadInput(f"{a.name} and {b.name} are not of one architecture: only encoders with the "
+                       "same layers, heads, normalisation and vocabulary can be matched")
+
+
+def weights_of(encoder):
+    """{name: tensor} of all its weights."""
+    return {k: v.detach().clone() for k, v in encoder.named_parameters()}
+
+
+@torch.no_grad()
+def stream_of(encoder, params, inputs):
+    """The residual stream z (rows, D): what every block puts out, for every real token."""
+    seen, real = [], encoder.tokens(inputs)
+    keep = lambda module, given, out: seen.append(out[real])
+    hooks = [block.register_forward_hook(keep) for block in encoder.blocks]
+    try:
+        functional_call(encoder, params, (inputs,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(seen)
+
+
+def matched_stream(encoder, a, b, batches):
+    """b with its residual stream in the order of a's; the mean correlation of what was matched."""
+    z_a, z_b = (torch.cat([stream_of(encoder, p, x) for x in batches]) for p in (a, b))
+    likeness = correlation(z_a, z_b)                                                  # (D, D)
+    order = assignment(likeness)
+    return permute_stream(b, order), likeness.gather(1, order[:, None]).mean().item()
+
+
+def merged(encoder, a, b, batches):
+    """{what was done: weights} of the encoders a and b and of five ways to merge them; and the
+    mean correlation of the matched coordinates of their residual streams."""
+    layers = [n for n, m in encoder.blocks.named_modules() if isinstance(m, torch.nn.Linear)]
+    inputs_of = partial(layer_inputs, encoder, [f"blocks.{n}.weight" for n in layers])
+    heads = encoder.blocks[0].heads
+    mean = lambda b: {k: (a[k] + b[k]) / 2 for k in a}
+
+    def pleas(b):
+        tau = {k: b[k] - a[k] for k in a}
+        return RULES["pleas"](a, [{k: torch.zeros_like(v) for k, v in a.items()}, tau],
+                              activations=inputs_of, batches=batches, heads=heads)
+
+    turned, likeness = matched_stream(encoder, a, b, batches)
+    seen = [rows_of(inputs_of, params, batches) for params in (a, turned)]
+    found = {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
+             "mean, stream and units matched": mean(match_blocks(a, turned, seen, heads)),
+             "PLeaS, units matched": pleas(b), WRITTEN: pleas(turned)}
+    return found, likeness
+
+
+def row(encoder, tasks, encode, split, limit):
+    """Mean accuracies over the tasks of heads fitted to features of `train`; one for each head."""
+    found = {name: [] for name in HEADS}
+    for task in tasks:
+        inputs, labels = data.load(task, "train", limit=limit or EXAMPLES, encode=encode)
+        scored, truth = data.load(task, split, limit=limit, encode=encode)
+        known, new = features(encoder, inputs), features(encoder, scored)
+        for name, head in HEADS.items():
+            fitted = head(encoder.width, data.classes(task)).fit(known, labels)
+            found[name].append(correct(fitted, new, truth))
+    return [statistics.fmean(scores) for scores in found.values()]
+
+
+def arguments():
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("a", help="a checkpoint, as train.py --model takes it; its order is kept")
+    add("b", help="another one of the same architecture")
+    add("--examples", type=int, default=250, help="unlabelled inputs of every task to match by")
+    add("--split", choices=["val", "test"], default="test")
+    add("--limit", type=int, metavar="N", help="at most N examples per split")
+    add("--out", type=Path, help=f"write the encoder '{WRITTEN}' to this folder")
+    args = parser.parse_args()
+    cli.positive(args, "examples", "limit")
+    if args.out:
+        huggingface.check_new(args.out)
+    return args
+
+
+def main():
+    """Match, merge, score; write what came of it."""
+    args = arguments()
+    encoder, other = encoders.load(args.a), encoders.load(args.b)
+    check_alike(encoder, other)
+    if args.out:
+        huggingface.kind_of(encoder)                       # BadInput if it cannot be written
+    encode = encoders.encoding(args.a)
+    tasks = [task for task in data.TASKS if data.kind(task) == encoder.kind]
+    batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
+    print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on "
+          f"{args.split}")
+    found, likeness = merged(encoder, weights_of(encoder), weights_of(other), batches)
+    print(f"matched coordinates of the residual streams correlate with {likeness:.2f} in the mean")
+    rows = []
+    for name, params in tqdm(found.items(), desc="encoders"):
+        scores = row(with_weights(encoder, params), tasks, encode, args.split, args.limit)
+        rows.append([name, *(f"{v:.3f}" for v in scores)])
+    print(cli.table(["encoder", *HEADS], rows))
+    if args.out:
+        with huggingface.new_folder(args.out) as folder:
+            huggingface.write_encoder(with_weights(encoder, found[WRITTEN]), folder)
+        print(f"wrote {args.out}\nnext: python train.py --adapter l_lora --model {args.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,265 @@
+"""What the mean accuracy does not show: geometry of task vectors, interference, rank correlation.
+
+    cosine            c_ij = <tau_i, tau_j> / (||tau_i|| ||tau_j||),   tau_t (n,) · c (T, T)
+    PCA               -1/2 J D^2 J = J tau tau^T J = V S^2 V^T,   scores V S (T, c)
+                      D_ij = ||tau_i - tau_j||,   J = I - 1/T (T, T)
+    disentanglement   xi(la, lb) = sum over t in {a, b} of E_{x ~ task t} [
+                          argmax f_t(x; theta_0 + l_t tau_t)
+                          != argmax f_t(x; theta_0 + la tau_a + lb tau_b) ]          in [0, 2]
+    landscape         L(la, lb) = L_a(theta) + L_b(theta),  theta = theta_0 + la tau_a + lb tau_b
+    forgetting        lam* = argmin target(lam)  subject to  control(lam) >= 0.95 control(0)
+
+Task vectors and negation: arXiv:2212.04089 · weight disentanglement: arXiv:2305.12827
+Entropy as a stand-in for the loss: AdaMerging, arXiv:2310.02575
+
+Models are dicts name -> tensor, the key order does not matter; `functions[t]` is a callable
+(params, x (B, ...)) -> logits (B, C_t). Sums run in float64, tensor by tensor, so that no T x n
+stack is ever made; results are float64 on the CPU. What was measured is the caller's choice: the
+cosine of two LoRA factors B is not the cosine of the products B A.
+Differs  the axes of a landscape are tau_a and tau_b themselves. Axes between merged models, such as
+         tau_a - tau_b and tau_b - tau_a, can be antiparallel: a line drawn as a plane.
+"""
+
+import itertools
+import statistics
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from errors import BadInput
+from merge import add, layer_of
+from rules.adamerging import entropy
+
+
+def check_alike(name, dicts):
+    """The dicts as a list; raise BadInput if there is none or if their keys or shapes differ."""
+    dicts = list(dicts)
+    if not dicts:
+        raise BadInput(f"no {name} given: give at least one")
+    shapes = [{k: v.shape for k, v in d.items()} for d in dicts]
+    for i, other in enumerate(shapes):
+        if odd := sorted({k for k, _ in shapes[0].items() ^ other.items()}):
+            raise BadInput(f"{name} {i} differs from the first in {', '.join(odd[:5])}: "
+                           "compare models of one shape that train the same layers")
+    return dicts
+
+
+def check_count(name, values, count):
+    """Raise BadInput unless there are `count` of them."""
+    if len(values) != count:
+        raise BadInput(f"{len(values)} {name} for {count} tasks: give one for each")
+
+
+def pairwise(function, dicts):
+    """M_ij = sum_k function(dicts[i][k], dicts[j][k]) over all tensors, (T, T) float64."""
+    out = torch.zeros(len(dicts), len(dicts), dtype=torch.float64)
+    for i, j in itertools.combinations_with_replacement(range(len(dicts)), 2):
+        pairs = ((dicts[i][k].double(), dicts[j][k].double()) for k in sorted(dicts[i]))
+        out[i, j] = out[j, i] = sum(function(u, v).item() for u, v in pairs)
+    return out
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+def normalised(scores, single):
+    """{task: merged score / single-task score}; print the absolute scores next to it.
+
+    BadInput where a task has no single-task score. A single score of 0 counts as 1e-9.
+    """
+    if odd := [task for task in scores if task not in single]:
+        raise BadInput(f"no single-task score for {', '.join(map(str, odd[:5]))}: "
+                       "score the fine-tuned model of every task first")
+    return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
+
+
+def subsets(tasks, sizes=None):
+    """All subsets of the tasks as tuples: smaller ones first, each in the order of `tasks`.
+
+    sizes   the numbers of members K, default 2 .. T; BadInput for one outside 1 .. T
+    """
+    tasks = list(tasks)
+    sizes = range(2, len(tasks) + 1) if sizes is None else sorted(sizes)
+    if odd := [size for size in sizes if not 1 <= size <= len(tasks)]:
+        raise BadInput(f"subset sizes {odd} are outside 1 .. {len(tasks)}, the number of tasks")
+    return itertools.chain.from_iterable(itertools.combinations(tasks, size) for size in sizes)
+
+
+def by_size(results):
+    """{subset: value} -> {number of members K: (mean, min, max)}, K increasing."""
+    groups = {}
+    for subset, value in results.items():
+        groups.setdefault(len(subset), []).append(value)
+    return {size: (statistics.fmean(groups[size]), min(groups[size]), max(groups[size]))
+            for size in sorted(groups)}
+
+
+def forgetting(base_target, base_control, curve, keep=0.95):
+    """Negation, arXiv:2212.04089: the strongest forgetting that leaves the control task alone.
+
+    curve   a list of (lam, target score, control score)
+    keep    (0.95) the share of base_control that the control score must reach
+    Returns the entry of lowest target score that keeps the control; of equal ones, the one with the
+    best control score. None where there is none, or where it scores above base_target.
+    """
+    kept = [entry for entry in curve if entry[2] >= keep * base_control]
+    best = min(kept, key=lambda entry: (entry[1], -entry[2]), default=None)
+    return best if best and best[1] <= base_target else None
+
+
+# ---- geometry ------------------------------------------------------------------------------------
+
+
+def cosines(taus):
+    """Cosine of every pair of task vectors, (T, T) float64 in [-1, 1]; 0 where one is all zeros.
+
+    BadInput where they differ in keys or shapes.
+    """
+    gram = pairwise(lambda u, v: (u * v).sum(), check_alike("vector", taus))
+    sizes = gram.diag().sqrt()
+    sizes = torch.where(sizes > 0, sizes, 1)
+    return (gram / torch.outer(sizes, sizes)).clamp(-1, 1)
+
+
+def distances(models):
+    """L2 distance of every pair of models, (T, T) float64; BadInput where keys or shapes differ.
+
+    From the differences: ||a||^2 + ||b||^2 - 2 <a, b> loses all digits of two close models.
+    """
+    return pairwise(lambda u, v: (u - v).square().sum(), check_alike("vector", models)).sqrt()
+
+
+def norms_by_layer(tau):
+    """{group of merge.layer_of: L2 norm of its part of tau}; their squares add up to ||tau||^2."""
+    squares = {}
+    for name, tensor in tau.items():
+        group = layer_of(name)
+        squares[group] = squares.get(group, 0.0) + tensor.double().square().sum().item()
+    return {group: square ** 0.5 for group, square in squares.items()}
+
+
+def pca(taus, components=2):
+    """Principal components of T task vectors: scores (T, c), explained share of variance (c,).
+
+    components   (2) how many, 1 <= c <= T; those beyond the rank of the centred vectors are 0
+    The centred T x T Gram matrix has the left singular vectors of the centred stack and its squared
+    singular values; from the distances, it keeps its digits however much all vectors share. In
+    every component the score of largest magnitude (the first of several) is positive. BadInput for
+    another c, or vectors that differ in keys or shapes.
+    """
+    D = distances(taus)
+    T = len(D)
+    if not 1 <= components <= T:
+        raise BadInput(f"components {components} is outside 1 .. {T}, the number of task vectors")
+    J = torch.eye(T, dtype=torch.float64) - 1 / T
+    values, vectors = torch.linalg.eigh(-0.5 * J @ D ** 2 @ J)               # increasing
+    values, vectors = values.flip(0), vectors.flip(1)
+    values = torch.where(values > 1e-12 * values[0], values, 0)
+    scores = (vectors * values.sqrt())[:, :components]
+    sizes = scores.abs()
+    first = (sizes >= (1 - 1e-6) * sizes.amax(0)).int().argmax(0, keepdim=True)       # (1, c)
+    sign = torch.where(scores.gather(0, first) < 0, -1, 1)
+    total = values.sum()
+    return scores * sign, values[:components] / torch.where(total > 0, total, 1)
+
+
+# ---- interference --------------------------------------------------------------------------------
+
+
+def plane(base, tau_a, tau_b, lams, desc):
+    """((row, column), theta_0 + lam_a tau_a + lam_b tau_b) over a square grid, with a bar."""
+    check_alike("task vector", [base, tau_a, tau_b])
+    with tqdm(total=len(lams) ** 2, desc=desc) as bar:
+        for i, lam_a in enumerate(lams):
+            row = add(base, tau_a, lam_a)
+            for j, lam_b in enumerate(lams):
+                yield (i, j), add(row, tau_b, lam_b)
+                bar.update()
+
+
+@torch.no_grad()
+def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
+    """Weight disentanglement error xi, arXiv:2305.12827: (n, n) float64, rows lam_a.
+
+    functions   two callables (params, x) -> logits, of task a and task b
+    inputs      two tensors of inputs x, of task a and task b
+    lams        n coefficients, the same for both axes
+    The share of inputs whose predicted class another task vector changes, summed over the two
+    tasks: 0 is no interference, 2 is the most. The 2 n predictions of one task vector alone are
+    made once. Outputs that add up, as those of a linearized model do, do not imply xi = 0: the
+    other vector must also be silent on this task's inputs. BadInput for other than two tasks.
+    """
+    check_count("functions", functions, 2), check_count("inputs", inputs, 2)
+    lams = [float(lam) for lam in lams]
+    predict = lambda t, params: functions[t](params, inputs[t]).argmax(-1)
+    alone = [[predict(t, add(base, tau, lam)) for lam in lams]
+             for t, tau in enumerate((tau_a, tau_b))]                        # 2 x n of (B_t,)
+    xi = torch.zeros(len(lams), len(lams), dtype=torch.float64)
+    for place, params in plane(base, tau_a, tau_b, lams, "disentanglement"):
+        for t in (0, 1):
+            xi[place] += (predict(t, params) != alone[t][place[t]]).double().mean().item()
+    return xi
+
+
+@torch.no_grad()
+def landscape(base, tau_a, tau_b, losses, lams):
+    """L_a + L_b over theta_0 + lam_a tau_a + lam_b tau_b: (n, n) float64, rows lam_a.
+
+    losses   two callables params -> number;  lams   n coefficients, the same for both axes
+    """
+    check_count("losses", losses, 2)
+    lams = [float(lam) for lam in lams]
+    out = torch.zeros(len(lams), len(lams), dtype=torch.float64)
+    for place, params in plane(base, tau_a, tau_b, lams, "landscape"):
+        out[place] = sum(float(loss(params)) for loss in losses)
+    return out
+
+
+# ---- rank correlation ----------------------------------------------------------------------------
+
+
+def ranks(x):
+    """Ranks 1 .. n of x (n,), float64; equal values share the mean of their ranks."""
+    _, group, counts = x.unique(return_inverse=True, return_counts=True)     # sorted values
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[group]
+
+
+def spearman(x, y):
+    """Spearman's rho of x (n,) and y (n,): the Pearson correlation of their ranks, a float.
+
+    0.0 where one of them is constant. BadInput for other shapes, and for NaN, which has no rank.
+    """
+    if x.ndim != 1 or x.shape != y.shape:
+        raise BadInput(f"spearman of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two "
+                       "vectors of one length")
+    if x.isnan().any() or y.isnan().any():
+        raise BadInput("spearman of NaN: leave out the entries that were not measured")
+    u, v = ranks(x), ranks(y)
+    u, v = u - u.mean(), v - v.mean()
+    size = (u.norm() * v.norm()).item()
+    return (u @ v).item() / size if size > 0 else 0.0
+
+
+@torch.no_grad()
+def entropy_and_loss(base, taus, functions, labelled, lams):
+    """Does entropy, which needs no labels, rank merged models as the loss does? arXiv:2310.02575
+
+    labelled   T pairs of inputs x (B, ...) and labels y (B,);  functions   T callables
+    lams       n coefficients: the models are theta_0 + lam sum_t tau_t
+    Returns {"entropy": (n, T), "loss": (n, T), "spearman": (T,)}: means over the inputs of a task,
+    and per task the rank correlation of the two over the n models. BadInput unless there is one
+    function and one pair for every task vector.
+    """
+    taus = check_alike("task vector", [base, *taus])[1:]
+    check_count("functions", functions, len(taus)), check_count("labelled", labelled, len(taus))
+    total = {k: sum(tau[k] for tau in taus) for k in base}
+    H, L = [], []
+    for lam in tqdm([float(lam) for lam in lams], desc="entropy"):
+        params = add(base, total, lam)
+        logits = [function(params, x).double() for function, (x, _) in zip(functions, labelled)]
+        H.append([entropy(z).mean().item() for z in logits])
+        L.append([F.cross_entropy(z, y).item() for z, (_, y) in zip(logits, labelled)])
+    H, L = torch.tensor(H, dtype=torch.float64), torch.tensor(L, dtype=torch.float64)
+    rho = [spearman(H[:, t], L[:, t]) for t in range(len(taus))]
+    return {"entropy": H, "loss": L, "spearman": torch.tensor(rho, dtype=torch.float64)}

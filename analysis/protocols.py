@@ -1,0 +1,170 @@
+"""What the papers measure over many merged models, for `eval.py --analyze` (see instruments.py).
+
+    subsets, coefficient, unseen            how many tasks, which coefficient, tasks left out
+    retention, forget, analogy              what a task vector does to the other tasks
+    corruption                              robustness to seven corruptions of the images
+"""
+
+import itertools
+import random
+import statistics
+
+from tqdm import tqdm
+
+from analysis import measures
+from experiment import cli
+import merge
+from analysis import plots
+from analysis.corruptions import CORRUPTIONS, corrupt
+from encoders.heads import correct, features
+from analysis.instruments import instrument, mean_over
+
+# ---- how many tasks ------------------------------------------------------------------------------
+
+
+@instrument
+def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size=6,
+            lams=(0.1, 0.2, 0.3, 0.5, 1.0)):
+    """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, scored on test.
+
+    All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed. The average has
+    no lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
+    """
+    single, draw = {n: a.score(a.only([n]), n, "test") for n in a.names}, random.Random(0)
+    every = {K: list(group) for K, group in itertools.groupby(measures.subsets(a.names), len)}
+    every = {K: s if K == 2 else sorted(draw.sample(s, min(per_size, len(s))))
+             for K, s in every.items()}
+    rows, curves, pairs = [], {}, {}
+    for rule, K in tqdm(list(itertools.product(rules, every)), desc="subsets"):
+        free = "lam" in merge.options(rule)
+        merged = {s: a.merged_by(rule, s) for s in every[K]}
+        val = lambda s, lam: mean_over(s, lambda n: merged[s](lam, n, "val"))
+        lam = max(lams, key=lambda lam: mean_over(every[K][:per_size], lambda s: val(s, lam))) \
+            if free else 1.0
+        scores = {s: {n: merged[s](lam, n, "test") for n in s} for s in every[K]}
+        ratios = {s: measures.normalised(score, single) for s, score in scores.items()}
+        means = [list(measures.by_size({s: statistics.fmean(v.values()) for s, v in d.items()})[K])
+                 for d in (scores, ratios)]
+        rows.append([rule, K, len(every[K]), lam if free else "-", means[0][0], *means[1]])
+        curves.setdefault(rule, []).append((K, *means[1]))
+        if K == 2:
+            pairs[rule] = [tuple(ratio.values()) for ratio in ratios.values()]
+    print(cli.table(["rule", "tasks", "subsets", "lam", "absolute", "normalised", "least", "most"],
+                    rows))
+    if a.folder:
+        plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
+                     f"Subsets of the tasks, {a.kind}", "Mean over subsets, band from the worst to "
+                     "the best one; 1 is as good as the single models. One lam per rule and number "
+                     "of tasks, chosen on validation.", a.path("subsets"))
+        plots.scatter(pairs, "normalised accuracy, first task of the pair",
+                      "normalised accuracy, second task", f"All pairs of tasks, {a.kind}",
+                      "A point is one merged pair; (1, 1) is both single models at once. Points "
+                      "off the diagonal favour one of the two tasks.", a.path("pairs"))
+    return {"rows": rows, "curves": curves, "pairs": pairs}
+
+
+@instrument
+def coefficient(a, lams=tuple(i / 10 for i in range(16))):
+    """Accuracy of every task against the coefficient of task arithmetic, on val."""
+    scores = {n: [(lam, a.score(a.only(a.names, lam), n, "val")) for lam in lams]
+              for n in tqdm(a.names, desc="coefficient")}
+    average = [(lam, mean_over(a.names, lambda n: scores[n][i][1])) for i, lam in enumerate(lams)]
+    print(cli.table(["lam", *a.names, "mean"], [[f"{lam:g}", *[scores[n][i][1] for n in a.names], m]
+                                                for i, (lam, m) in enumerate(average)]))
+    if a.folder:
+        plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
+                     f"theta_0 + lam sum tau, {a.kind}", "Left the pretrained model, 1/T the "
+                     f"average ({1 / len(a.names):.3f}). A flat curve forgives a bad coefficient.",
+                     a.path("coefficient"))
+    return scores | {"mean": average}
+
+
+@instrument
+def unseen(a):
+    """Leave one out: merge the other tasks and score the one left out, against the base."""
+    rows = []
+    for n in tqdm(a.names, desc="unseen"):
+        others = [m for m in a.names if m != n]
+        rows.append([n, a.score(a.only([]), n, "test"), a.score(a.only(others, a.lam), n, "test"),
+                     a.score(a.only(a.names, a.lam), n, "test"), a.score(a.only([n]), n, "test")])
+    means = [statistics.fmean(column) for column in list(zip(*rows))[1:]]
+    print(cli.table(["task", "base", "merged without it", "merged with it", "its own model"],
+                    [*rows, ["mean", *means]]))
+    return {"rows": rows, "mean": means}
+
+
+# ---- forgetting ----------------------------------------------------------------------------------
+
+
+@instrument
+def retention(a):
+    """Every single-task model on every task: what fine-tuning on one does to the others."""
+    table = [[a.score(a.only([row]), column, "test") for column in a.names]
+             for row in tqdm(["base", *a.names], desc="retention")]
+    print(cli.table(["trained on \\ scored on", *a.names],
+                    [[n, *row] for n, row in zip(["base", *a.names], table)]))
+    others = [table[0][j] - table[i + 1][j] for i in range(len(a.names))
+              for j in range(len(a.names)) if i != j]
+    print(f"lost on another task: {statistics.fmean(others):.3f} in the mean, "
+          f"{max(others):.3f} at most")
+    return {"names": ["base", *a.names], "table": table, "lost": statistics.fmean(others)}
+
+
+@instrument
+def forget(a, lams=tuple(i / 10 for i in range(1, 16))):
+    """theta_0 - lam tau_t: lowers its task; lam such that the others keep 95 % on val."""
+    rows = []
+    for n in tqdm(a.names, desc="forget"):
+        others = [m for m in a.names if m != n]
+        control = lambda v, split: mean_over(others, lambda m: a.score(a.only([n], -v), m, split))
+        curve = [(lam, a.score(a.only([n], -lam), n, "val"), control(lam, "val")) for lam in lams]
+        best = measures.forgetting(a.score(a.only([]), n, "val"), control(0.0, "val"), curve)
+        lam = best[0] if best else 0.0
+        rows.append([n, f"{lam:g}", *[a.score(a.only([n], -v), n, "test") for v in (0.0, lam)],
+                     *[control(v, "test") for v in (0.0, lam)]])
+    print(cli.table(["forget", "lam", "task before", "after", "others before", "after"], rows))
+    return {"rows": rows}
+
+
+@instrument
+def analogy(a):
+    """tau_C + tau_B - tau_A for a task D that none was trained on: all triples, best on val.
+
+    Against the best pair tau_B + tau_C on val, and the base. If subtracting tau_A does not help
+    beyond what the search over more candidates explains, there is no analogy to speak of.
+    """
+    rows = []
+    for d in tqdm(a.names, desc="analogy"):
+        others = [n for n in a.names if n != d]
+        pairs = [a.only(p, a.lam) for p in itertools.combinations(others, 2)]
+        triples = [[x - a.lam * (n == m) for x, n in zip(a.only(p, a.lam), a.names)]
+                   for p in itertools.combinations(others, 2) for m in others if m not in p]
+        best = [max(cs, key=lambda c: a.score(c, d, "val")) for cs in (pairs, triples)]
+        said = lambda c: " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
+        rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), *best)], *map(said, best)])
+    means = [statistics.fmean(row[i] for row in rows) for i in (1, 2, 3)]
+    print(cli.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
+                    [*rows, ["mean", *means, "", ""]]))
+    return {"rows": rows, "mean": means}
+
+
+# ---- robustness ----------------------------------------------------------------------------------
+
+
+@instrument
+def corruption(a, severities=(1, 3, 5)):
+    """Task arithmetic and the base on corrupted test images, seven kinds."""
+    rows = []
+    models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
+    clean = {n: a.sample(n, "test") for n in a.names}
+    kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
+    for kind, severity in tqdm(kinds, desc="corruption"):
+        images = {n: corrupt(x, kind, severity) if severity else x for n, (x, _) in clean.items()}
+        line = [kind, severity]
+        for params in models.values():
+            model = a.space.apply(params)
+            line.append(mean_over(a.names, lambda n: correct(
+                a.tasks.heads[n], features(model, images[n]), clean[n][1])))
+        rows.append(line)
+    print(cli.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
+    return {"rows": rows}

@@ -1,0 +1,143 @@
+"""Every adapter at its own best learning rate, on two tasks: the table in the README.
+
+    python compare.py --jobs 2           # hours of one core; stop and start it as you like
+    python compare.py --adapters dora,vera --jobs 2
+
+For each adapter: seed 0 with every learning rate of one grid, on both tasks; the rate with the best
+mean validation accuracy is then also run with the other seeds, and only those runs are read on
+test. The runs are train.py's own, in runs/compare; finished ones are not repeated. Step times come
+from one run of bench.py.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import adapters  # noqa: F401  (fills lora.ADAPTERS)
+from experiment import cli
+import lora
+import encoders
+from errors import BadInput
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SEEDS = (0, 1, 2)
+HERE = Path(__file__).parents[1]
+
+
+def folder(args, adapter, rate, task, seed):
+    """Where a run lives."""
+    return args.out / f"{adapter}-{rate:g}-{task}-s{seed}"
+
+
+def train(args, runs, title):
+    """Make the runs (adapter, rate, seed) that are missing, `--jobs` at a time."""
+    def one(run):
+        adapter, rate, seed = run
+        words = ["--adapter", adapter, "--lr", rate, "--task", ",".join(args.tasks), "--seed", seed,
+                 "--steps", args.steps, "--model", args.model, "--resume",
+                 "--out", folder(args, adapter, rate, "{task}", seed)]
+        return subprocess.run([sys.executable, str(HERE / "train.py"), *map(str, words)],
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=HERE,
+                              capture_output=True, text=True)
+
+    there = lambda a, rate, seed: all((folder(args, a, rate, task, seed) / "result.json").exists()
+                                      for task in args.tasks)
+    todo = [run for run in runs if not there(*run)]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for run, done in zip(todo, tqdm(pool.map(one, todo), total=len(todo), desc=title)):
+            if done.returncode:
+                pool.shutdown(cancel_futures=True)
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise BadInput(f"{' '.join(map(str, run))}: {last}")
+
+
+def result(args, *run):
+    """result.json of a run."""
+    return json.loads((folder(args, *run) / "result.json").read_text())
+
+
+def best_rate(args, adapter):
+    """The learning rate of the grid with the best mean validation accuracy at seed 0."""
+    val = lambda rate: statistics.fmean(result(args, adapter, rate, t, 0)["val"]
+                                        for t in args.tasks)
+    return max(args.rates, key=val)
+
+
+def lines_of_code(cls):
+    """Lines of the adapter's file without blanks, comments and docstrings; for LoRA its class."""
+    module = sys.modules[cls.__module__]
+    source = inspect.getsource(cls if module is lora else module)
+    source = re.sub(r'""".*?"""', "", source, flags=re.DOTALL)
+    return sum(bool(line.strip()) and not line.strip().startswith("#")
+               for line in source.splitlines())
+
+
+def rank_bound(args, adapter):
+    """Largest rank the change of a layer can have."""
+    encoder = encoders.load(args.model)
+    lora.inject(encoder, adapter, generator=torch.Generator())
+    return max(layer.rank_bound() for layer in lora.adapters(encoder).values())
+
+
+def step_times(args):
+    """{adapter: step time relative to LoRA}, from bench.py, measured alone and once."""
+    path = args.out / "bench.json"
+    if not path.exists():
+        subprocess.run([sys.executable, str(HERE / "bench.py"), "--json", str(path)], cwd=HERE,
+                       check=True)
+    rows = json.loads(path.read_text())
+    return {r["adapter"]: r["time"] for r in rows
+            if r["linearize"] == lora.ADAPTERS[r["adapter"]].linearize}
+
+
+def row(args, adapter, times):
+    """One line of the table."""
+    cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
+    title = sys.modules[cls.__module__].__doc__.partition("\n\n")[0]
+    arxiv = re.search(r"\d{4}\.\d{5}", title)
+    cells = []
+    for task in args.tasks:
+        test = [result(args, adapter, rate, task, seed)["test"] for seed in SEEDS]
+        cells.append(f"{statistics.fmean(test):.3f} ± {statistics.stdev(test):.3f}")
+    first = result(args, adapter, rate, args.tasks[0], 0)
+    return [adapter, arxiv.group() if arxiv else "-", f"{first['trainable']:,}",
+            rank_bound(args, adapter), f"{rate:g}", *cells, f"{times[adapter]:.2f}",
+            lines_of_code(cls)]
+
+
+def main():
+    """Train what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--adapters", help="comma-separated (default: all)")
+    add("--tasks", type=lambda text: text.split(","), default=["count", "relation"])
+    add("--rates", type=lambda text: [float(v) for v in text.split(",")], default=RATES)
+    add("--steps", type=int, default=200)
+    add("--model", default="vit")
+    add("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    add("--out", type=Path, default=Path("runs/compare"))
+    args = parser.parse_args()
+    every = sorted(lora.ADAPTERS)
+    names = cli.names(args.adapters, "adapter", every) if args.adapters else every
+    args.out = args.out.absolute()
+    train(args, [(a, rate, 0) for a in names for rate in args.rates], "learning rates")
+    train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")
+    times = step_times(args)
+    print(f"{args.steps} steps, learning rate chosen on validation from "
+          f"{', '.join(f'{r:g}' for r in args.rates)}; test accuracy over {len(SEEDS)} seeds")
+    print(cli.table(["adapter", "arXiv", "trainable", "rank", "lr", *args.tasks, "step / lora",
+                     "lines"], [row(args, name, times) for name in names]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

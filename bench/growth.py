@@ -1,0 +1,96 @@
+"""The part of bench.py that doubles one thing at a time: what is linear, and what is not.
+
+    step     an optimizer step of LoRA and of the whole-model L-LoRA, and the bytes kept for its
+             backward pass, against rank, depth (blocks) and batch; else rank 8, 4 blocks, batch 32
+    merge    a rule on T synthetic task vectors of 2 million parameters, and the bytes it holds
+             beside the base when they come one by one
+
+Sizes take turns in every round. The exponents k are those of time ~ size^k and bytes ~ size^k over
+the last doubling: 1 is linear, 0 does not depend on it.
+"""
+
+import itertools
+import math
+import statistics
+
+import torch
+
+from experiment import cli
+import encoders
+from analysis import plots
+from bench.merging import task_vectors, turns
+from experiment.measure import Peak, keep_freed_memory, stop_keeping_freed_memory
+from experiment.scoring import RULES
+
+SIZES = {"rank": (2, 4, 8, 16, 32, 64), "depth": (1, 2, 4, 8, 16), "batch": (4, 8, 16, 32, 64, 128),
+         "tasks": (2, 4, 8, 16, 32, 64)}
+KINDS = {"LoRA": ("lora", "off"), "L-LoRA": ("l_lora", "model")}
+
+
+def steps(contender, axis, rounds):
+    """{(kind, size): (seconds, bytes kept)} of an optimizer step along one axis.
+
+    contender   the class of bench.py: (adapter, reading, batch, encoder, **hp)
+    """
+    made = {}
+    for (kind, (adapter, reading)), size in itertools.product(KINDS.items(), SIZES[axis]):
+        at = dict(rank=8, depth=4, batch=32) | {axis: size}
+        torch.manual_seed(0)
+        encoder = encoders.ViT(depth=at["depth"])
+        made[kind, size] = contender(adapter, reading, at["batch"], encoder, rank=at["rank"])
+        made[kind, size].step()                                                      # warm up
+    seconds = turns({key: c.step for key, c in made.items()}, rounds)
+    return {key: (statistics.median(seconds[key]), c.kept()) for key, c in made.items()}
+
+
+def merges(rounds):
+    """{(rule, tasks): (seconds, bytes held)}."""
+    base, make = task_vectors(1.8, 192)
+    keys, held = list(itertools.product(("average", "ties"), SIZES["tasks"])), {}
+    stop_keeping_freed_memory()
+    for rule, T in keys:
+        with Peak() as peak:
+            RULES[rule](base, (make(t) for t in range(T)))
+        held[rule, T] = peak.bytes
+    keep_freed_memory()
+    taus = [make(t) for t in range(max(SIZES["tasks"]))]
+    runs = {(rule, T): lambda f=RULES[rule], T=T: f(base, taus[:T]) for rule, T in keys}
+    for run in runs.values():
+        run()                                                                        # warm up
+    return {key: (statistics.median(s), held[key]) for key, s in turns(runs, rounds).items()}
+
+
+def exponent(values):
+    """k of values ~ size^k over the last doubling of the size; nan where nothing was measured."""
+    return math.log2(values[-1] / values[-2]) if all(values) else math.nan
+
+
+def growth(contender, rounds, folder):
+    """Print the table; draw growth.png and growth-memory.png into `folder` unless it is None."""
+    rows, relative = [], ({"linear": [(1, 1), (32, 32)]}, {"linear": [(1, 1), (32, 32)]})
+    for axis, sizes in SIZES.items():
+        found = merges(rounds) if axis == "tasks" else steps(contender, axis, rounds)
+        for kind in dict.fromkeys(kind for kind, _ in found):
+            both = list(zip(*(found[kind, size] for size in sizes)))       # seconds, bytes
+            shown = [" / ".join(f"{v / unit:.0f}" for v in values)
+                     for values, unit in zip(both, (1e-3, 2 ** 20))]
+            powers = [f"{exponent(values):.2f}" for values in both]
+            rows.append([f"{kind}, {axis}", " / ".join(map(str, sizes)),
+                         *itertools.chain(*zip(shown, powers))])
+            for lines, values in zip(relative, both):
+                lines[f"{kind}, {axis}"] = [(s / sizes[0], v / (values[0] or 1))
+                                            for s, v in zip(sizes, values)]
+    print(f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(cli.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))
+    if not folder:
+        return
+    captions = {"time": "A step depends little on the rank; depth, batch and tasks are linear once "
+                        "the size outweighs what every step costs anyway.",
+                "memory": "What a step keeps for its backward pass, and what a merge holds beside "
+                          "the base: the average goes through its task vectors one by one, TIES "
+                          "needs them all."}
+    for lines, (what, caption), name in zip(relative, captions.items(), ("", "-memory")):
+        plots.curves(lines, "size / smallest size", f"{what} / that of the smallest size",
+                     f"What a step and a merge cost as things grow: {what}",
+                     "Both axes are logarithmic; a line as steep as the first is linear. "
+                     + caption, folder / f"growth{name}.png", log=True)

@@ -1,0 +1,101 @@
+"""Classifiers on frozen features: one per task, fixed before fine-tuning, never merged.
+
+    prototypes   logits_c = 10 cos(f - mu, c_k),   c_k = mean over class k of normalised (f - mu)
+    probe        logits   = W (f - mu) / sigma + b, multinomial logistic regression
+
+Both are fitted to features f (n, D) of the *pretrained* encoder on `train` and stay as they are,
+for every method and after merging: only the encoder is fine-tuned and merged. The prototypes play
+the part of CLIP's text embeddings in the papers: cheap, in closed form, with room to improve on.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from errors import BadInput
+from encoders import place
+
+EXAMPLES = 2000          # how many training inputs a head is fitted to
+
+
+class Prototypes(nn.Module):
+    """features (B, D) -> logits (B, K), 10 times the cosine to the class centres c (K, D)."""
+
+    def __init__(self, width, classes):
+        super().__init__()
+        self.register_buffer("mu", torch.zeros(width))
+        self.register_buffer("c", torch.zeros(classes, width))
+
+    def fit(self, features, labels):
+        """Closed form from features (n, D), labels (n,); a class without example stays at zero."""
+        self.mu = features.mean(0)
+        one_hot = F.one_hot(labels, len(self.c)).to(features.dtype)                       # (n, K)
+        sums = one_hot.T @ F.normalize(features - self.mu, dim=1)
+        self.c = F.normalize(sums, dim=1)
+        return self
+
+    def forward(self, features):
+        return 10 * F.normalize(features - self.mu, dim=1) @ self.c.T
+
+
+class Probe(nn.Module):
+    """features (B, D) -> logits (B, K), a linear classifier on standardised features."""
+
+    def __init__(self, width, classes):
+        super().__init__()
+        self.register_buffer("mu", torch.zeros(width))
+        self.register_buffer("sigma", torch.ones(width))
+        self.register_buffer("W", torch.zeros(classes, width))
+        self.register_buffer("b", torch.zeros(classes))
+
+    def fit(self, features, labels, ridge=1e-3, steps=100):
+        """Minimise mean cross entropy + ridge ||W||^2 / 2 with L-BFGS; deterministic.
+
+        BadInput for a single example: nothing to standardise by.
+        """
+        if len(features) < 2:
+            raise BadInput("a linear probe needs at least 2 training examples: raise --limit")
+        self.mu, self.sigma = features.mean(0), features.std(0).clamp(min=1e-6)
+        x = (features - self.mu) / self.sigma
+        W, b = (t.clone().requires_grad_() for t in (self.W, self.b))
+        optimizer = torch.optim.LBFGS([W, b], max_iter=steps, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(F.linear(x, W, b), labels) + ridge / 2 * W.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        self.W, self.b = W.detach(), b.detach()
+        return self
+
+    def forward(self, features):
+        return F.linear((features - self.mu) / self.sigma, self.W, self.b)
+
+
+HEADS = {"prototypes": Prototypes, "probe": Probe}
+
+
+@torch.no_grad()
+def features(model, inputs, batch=250):
+    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks, on the model's device and
+    in float32 or better: heads are not fitted in bfloat16.
+
+    batch   images at a time; of long texts fewer, 16,000 tokens
+    """
+    like = next(model.parameters())
+    if not inputs.is_floating_point():
+        batch = max(1, min(batch, 16_000 // inputs.shape[1]))
+    out = torch.cat([model(place(chunk, like)) for chunk in inputs.split(batch)])
+    return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+def correct(head, features, labels):
+    """Share of rows (n, D) whose largest logit is the label's."""
+    return (head(features).argmax(1).cpu() == labels).double().mean().item()
+
+
+def accuracy(model, head, inputs, labels):
+    """Share of inputs whose largest logit is the label's."""
+    return correct(head, features(model, inputs), labels)

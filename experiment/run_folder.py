@@ -1,0 +1,213 @@
+"""The run folder: everything a fine-tuned adapter is, written so that no half of it is ever read.
+
+    adapter.pt    the trained tensors and what rebuilds them (loads with weights_only=True)
+    config.json   every resolved setting of the run
+    log.csv       step, loss, learning rate
+    result.json   accuracies, counts, seconds
+
+While it trains, a run lives in `<out>.partial` with resume.pt; the finished folder appears under
+its own name by one rename. Files are written under a temporary name first.
+
+adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base
+checkpoint, a head per task, the torch version, and by parameter name: `start` (the values before
+training: A0, B0, the expansion point), `trained`, and the adapter's `buffers`. trained - start is
+the task vector in adapter space.
+"""
+
+import csv
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import torch
+
+import lora
+import encoders
+from errors import BadInput
+from encoders.heads import HEADS
+from linearize import adapt, encoder_of, set_start
+
+KEYS = {"setting", "layers", "base", "heads", "start", "trained", "buffers", "torch"}
+
+
+def partial(out):
+    """Where a run lives until it is finished."""
+    return Path(f"{out}.partial")
+
+
+def write_json(value, path):
+    """JSON, indented; temporary file, then rename."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def save_tensors(value, path):
+    """torch.save; temporary file, then rename."""
+    temporary = Path(f"{path}.tmp")
+    torch.save(value, temporary)
+    os.replace(temporary, path)
+
+
+def load_tensors(path):
+    """torch.load of plain tensors and containers; anything else in the pickle is refused."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise BadInput(f"{path} is not a complete file of tensors ({reason}): "
+                       "train the run again") from None
+
+
+# ---- the adapter inside a model ------------------------------------------------------------------
+
+
+def state(model):
+    """Trained tensors and adapter buffers of a model, {name: tensor} each, without the base."""
+    encoder = encoder_of(model)
+    trained = {n: p.detach().cpu().clone() for n, p in lora.trainable(encoder).items()}
+    layers = tuple(f"{name}." for name in lora.adapters(encoder))
+    buffers = {n: b.cpu().clone() for n, b in encoder.named_buffers()      # shared ones once
+               if n.startswith(layers) and "base" not in n.split(".")}
+    return trained, buffers
+
+
+def set_tensors(model, trained, buffers, source):
+    """Write trained tensors and buffers by name; other names or shapes raise, first five named."""
+    encoder = encoder_of(model)
+    for given, want in zip((trained, buffers), state(model)):
+        if differing := sorted(given.keys() ^ want.keys()):
+            raise BadInput(f"{source}: {len(differing)} tensors are missing or unexpected: "
+                           f"{', '.join(differing[:5])}: it does not belong to this adapter")
+        for name, tensor in given.items():
+            if tensor.shape != want[name].shape:
+                raise BadInput(f"{source}: {name} has shape {tuple(tensor.shape)}, "
+                               f"the adapter needs {tuple(want[name].shape)}")
+            module, _, leaf = name.rpartition(".")
+            getattr(encoder.get_submodule(module), leaf).detach().copy_(tensor)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def is_open(out, resume, overwrite):
+    """True if the run must be made; BadInput if something is in the way."""
+    if overwrite:
+        shutil.rmtree(partial(out), ignore_errors=True)
+        return True
+    if out.exists():
+        if not resume:
+            raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+        print(f"{out} is finished: skipped")
+        return False
+    if partial(out).exists() and not resume:
+        raise BadInput(f"{partial(out)} is an interrupted run: --resume continues it, "
+                       "--overwrite starts again")
+    return True
+
+
+def start_folder(folder, setting):
+    """Make <out>.partial, or check that the interrupted run in it had the same settings."""
+    path = folder / "config.json"
+    if path.exists():
+        old = json.loads(path.read_text())
+        differ = [k for k in setting if old.get(k) != setting[k]]
+        if differ:
+            told = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
+            raise BadInput(f"{folder} cannot be resumed with other settings ({told}): "
+                           "repeat them, or start again with --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(setting, path)
+
+
+def save_progress(folder, model, optimizer, log):
+    """Everything the next step depends on; batches and rates are functions of the step."""
+    trained, buffers = state(model)
+    save_tensors({"trained": trained, "buffers": buffers, "optimizer": optimizer.state_dict(),
+                  "log": log}, folder / "resume.pt")
+
+
+def load_progress(folder, model, optimizer):
+    """Restore save_progress, if there is one; returns the log so far."""
+    if not (folder / "resume.pt").exists():
+        return []
+    saved = load_tensors(folder / "resume.pt")
+    set_tensors(model, saved["trained"], saved["buffers"], folder / "resume.pt")
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["log"]
+
+
+def save_run(out, setting, model, layers, heads, start, result, log):
+    """Write the finished run into <out>.partial and rename it to <out>."""
+    folder, encoder = partial(out), encoder_of(model)
+    trained, buffers = state(model)
+    save_tensors({"setting": setting, "layers": layers, "start": start, "trained": trained,
+                  "buffers": buffers, "torch": str(torch.__version__),
+                  "heads": {task: head.state_dict() for task, head in heads.items()},
+                  "base": {"name": encoder.name, "sha256": encoder.sha256}}, folder / "adapter.pt")
+    with open(folder / "log.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("step", "loss", "lr"), *log])
+    write_json(result, folder / "result.json")
+    (folder / "resume.pt").unlink(missing_ok=True)
+    out, old = Path(out), Path(f"{out}.old")
+    if out.exists():                                 # --overwrite: the old run goes only now
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(out, old)
+    os.rename(folder, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def load(folder):
+    """A finished run as the dict of adapter.pt plus `folder` and `result`."""
+    folder = Path(folder)
+    if not all((folder / name).is_file() for name in ("adapter.pt", "result.json")):
+        hint = ": it was interrupted, continue it with train.py --resume" \
+            if partial(folder).exists() or folder.suffix == ".partial" else ""
+        raise BadInput(f"{folder} is no run folder, it has no adapter.pt{hint}; "
+                       "train.py prints where it writes")
+    run = load_tensors(folder / "adapter.pt")
+    if not isinstance(run, dict) or not KEYS <= run.keys():
+        raise BadInput(f"{folder / 'adapter.pt'} was not written by train.py: train the run again")
+    return run | {"folder": folder, "result": json.loads((folder / "result.json").read_text())}
+
+
+def base_encoder(run, device="cpu"):
+    """The pretrained encoder of a run, without adapter; BadInput if the file has changed since.
+
+    In float32 or better: what was trained in bfloat16 is merged and scored in float32.
+    """
+    s = run["setting"]
+    encoder = encoders.load(s["model"], s["size"], s["random_weights"])
+    if encoder.sha256 != run["base"]["sha256"]:
+        raise BadInput(f"{run['folder']} was trained on another checkpoint: {s['model']} has "
+                       f"sha256 {encoder.sha256[:12]}, the run {run['base']['sha256'][:12]}")
+    return encoder.to(device, torch.promote_types(getattr(torch, s["dtype"]), torch.float32))
+
+
+def rebuild(run, encoder):
+    """Put the adapter of a run on `encoder` (changed in place) and return the model as trained."""
+    s = run["setting"]
+    model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]),
+                     quantize=s["quantize"], **s["hp"])
+    set_tensors(model, run["trained"], run["buffers"], run["folder"] / "adapter.pt")
+    set_start(model, run["start"])
+    return model
+
+
+def head(run, task):
+    """The classifier of a run for one of its tasks."""
+    tensors = run["heads"][task]
+    widest = max(tensors.values(), key=lambda t: t.ndim)
+    module = HEADS[run["setting"]["head"]](widest.shape[1], widest.shape[0])
+    module.load_state_dict(tensors)
+    return module
+
+
+def tasks(run):
+    """The names of the tasks a run was trained on: one, or several jointly."""
+    return run["setting"]["task"].split(",")

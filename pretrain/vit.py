@@ -1,0 +1,137 @@
+"""Make checkpoints/vit from nothing: one ViT that names the attributes of random scenes.
+
+    loss = sum over attributes a of weight_a * cross_entropy(W_a feature, label_a)
+
+A scene is one symbol (40 random glyphs or 8 shapes) with dots and sometimes a small companion, on a
+weak texture. The encoder has to say what the symbol is, where, how large and how turned, which
+texture lies behind it, how many dots there are and in which direction the companion stands. Digits,
+letters and arrows are never drawn. The attribute heads are thrown away; the encoder is what the
+eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
+"""
+
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from tasks import drawn
+
+GLYPHS = 40
+ROUND = 20_000                                      # scenes drawn at a time, each seen twice
+HELD_OUT = 5_000                                    # scenes for the accuracies printed at the end
+
+# attribute -> (classes, weight in the loss); a label of -1 means undefined in this scene
+ATTRIBUTES = {
+    "symbol": (GLYPHS + 8, 2), "x": (4, 1), "y": (4, 1), "size": (3, 1), "rotation": (4, 1),
+    "pen": (2, 1), "outlined": (2, 1), "dots": (5, 1), "companion": (8, 1),
+    "texture": (8, 1), "orientation": (8, 1), "frequency": (3, 1), "amplitude": (3, 1),
+}
+
+
+def bins(value, low, high, n):
+    """Which of n equal bins of [low, high) a value falls in."""
+    return np.clip(((value - low) / (high - low) * n).astype(np.int64), 0, n - 1)
+
+
+def scenes(rng, n):
+    """n scenes (n, 28, 28) float32 and their labels {attribute: (n,) int64}."""
+    alphabet = drawn.lattice_walks(np.random.default_rng(7), GLYPHS)
+    symbol, label = rng.integers(0, GLYPHS + 8, n), {}
+    is_shape = symbol >= GLYPHS
+    x, y = rng.uniform(-0.5, 0.5, (2, n))
+    size, angle = rng.uniform(0.35, 0.65, n), rng.uniform(-np.pi / 4, np.pi / 4, n)
+    pen, outlined = rng.uniform(0.1, 0.25, n), is_shape & (rng.random(n) < 0.5)
+    alpha = np.zeros((n, drawn.SIZE, drawn.SIZE), np.float32)
+    glyph, shape = np.flatnonzero(~is_shape), np.flatnonzero(is_shape)
+    alpha[glyph] = drawn.strokes(alphabet[symbol[glyph]], x[glyph], y[glyph], size[glyph] * 0.9,
+                                 angle[glyph], width=pen[glyph])
+    alpha[shape] = drawn.blobs(symbol[shape] - GLYPHS, x[shape], y[shape], size[shape] * 1.1,
+                               angle[shape], np.where(outlined, 0.6 * pen, 0)[shape])
+    label |= {"symbol": symbol, "x": bins(x, -0.5, 0.5, 4), "y": bins(y, -0.5, 0.5, 4),
+              "size": bins(size, 0.35, 0.65, 3),
+              "pen": np.where(is_shape, -1, bins(pen, 0.1, 0.25, 2)),
+              "rotation": bins(angle, -np.pi / 4, np.pi / 4, 4),
+              "outlined": np.where(is_shape, outlined, -1)}
+
+    dots = rng.integers(0, 5, n)                     # small discs anywhere, also on the symbol
+    for i in range(4):
+        px, py = rng.uniform(-0.9, 0.9, (2, n))
+        has = np.flatnonzero(i < dots)
+        dot = drawn.blobs(np.zeros(len(has), int), px[has], py[has], rng.uniform(0.09, 0.14))
+        alpha[has] = np.maximum(alpha[has], dot)
+
+    heading, has = rng.uniform(0, 2 * np.pi, n), np.flatnonzero(rng.random(n) < 0.3)
+    reach = (size + 0.3)[has]                        # a small shape beside the symbol, in the frame
+    x2 = np.clip(x[has] + reach * np.cos(heading[has]), -0.8, 0.8)
+    y2 = np.clip(y[has] + reach * np.sin(heading[has]), -0.8, 0.8)
+    small = drawn.blobs(rng.integers(0, 8, len(has)), x2, y2, 0.2, rng.uniform(0, 6, len(has)))
+    alpha[has] = np.maximum(alpha[has], small)
+    companion = np.full(n, -1)
+    seen = np.arctan2(y2 - y[has], x2 - x[has]) % (2 * np.pi)
+    companion[has] = bins((seen + np.pi / 8) % (2 * np.pi), 0, 2 * np.pi, 8)
+    label |= {"dots": dots, "companion": companion}
+
+    kind, turn = rng.integers(0, 8, n), rng.uniform(0, np.pi, n)
+    frequency, amplitude = rng.uniform(2, 6, n), rng.uniform(0.1, 0.5, n)
+    back = amplitude[:, None, None] * drawn.textures(rng, kind, turn, frequency)
+    striped = (kind == 0) | (kind == 1) | (kind == 5)    # only these show one orientation
+    label |= {"texture": kind, "amplitude": bins(amplitude, 0.1, 0.5, 3),
+              "orientation": np.where(striped, bins(turn, 0, np.pi, 8), -1),
+              "frequency": np.where(kind < 6, bins(frequency, 2, 6, 3), -1)}
+    images = drawn.finish(rng, alpha, back, rng.uniform(0.6, 1, n), rng.uniform(0, 0.12, n))
+    return images, label
+
+
+def attribute_losses(logits, label):
+    """{attribute: mean cross entropy over the scenes that define it}, from (n, all classes)."""
+    parts = logits.split([classes for classes, _ in ATTRIBUTES.values()], 1)
+    return {a: F.cross_entropy(part, label[a], ignore_index=-1)
+            for (a, part) in zip(ATTRIBUTES, parts)}
+
+
+def accuracy(model, head, images, label):
+    """{attribute: share of right answers among the scenes where it is defined}."""
+    with torch.no_grad():
+        logits = torch.cat([head(model(chunk)) for chunk in images.split(500)])
+    parts = logits.split([classes for classes, _ in ATTRIBUTES.values()], 1)
+    right = {a: (part.argmax(1) == label[a])[label[a] >= 0] for a, part in zip(ATTRIBUTES, parts)}
+    return {a: r.float().mean().item() for a, r in right.items()}
+
+
+def tensors(rng, n):
+    """`scenes` as torch tensors, images (n, 1, 28, 28)."""
+    images, label = scenes(rng, n)
+    return torch.from_numpy(images)[:, None], {a: torch.from_numpy(v) for a, v in label.items()}
+
+
+def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
+    """Train model and attribute heads with AdamW and a one-cycle schedule; return the heads."""
+    width, classes = model.width, sum(c for c, _ in ATTRIBUTES.values())
+    head = torch.nn.Linear(width, classes)
+    params = [*model.parameters(), *head.parameters()]
+    decay = [p for p in params if p.ndim > 1]
+    plain = [p for p in params if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": wd},
+                                   {"params": plain, "weight_decay": 0}], lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    order, rng = torch.Generator().manual_seed(seed), np.random.default_rng([seed, 1])
+    bar = tqdm(total=steps, desc="pretraining", mininterval=1)
+    while bar.n < steps:
+        images, label = tensors(rng, ROUND)
+        twice = torch.cat([torch.randperm(ROUND, generator=order) for _ in range(2)])
+        for rows in twice.split(batch):
+            if bar.n == steps:
+                break
+            losses = attribute_losses(head(model(images[rows])),
+                                      {a: v[rows] for a, v in label.items()})
+            loss = sum(ATTRIBUTES[a][1] * value for a, value in losses.items())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(params, 1)
+            optimizer.step(), schedule.step()
+            bar.update()
+            bar.set_postfix(loss=f"{loss.item():.2f}", symbol=f"{losses['symbol'].item():.2f}",
+                            texture=f"{losses['texture'].item():.2f}", refresh=False)
+    bar.close()
+    return head
