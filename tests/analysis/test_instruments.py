@@ -8,18 +8,16 @@ import torch
 
 import eval as evaluation
 import merge
-from experiment import run_folder
-from experiment import spaces
-from encoders.heads import correct, features
 from analysis.instruments import INSTRUMENTS, Analysis
+from encoders.heads import correct, features
+from experiment import run_folder, spaces
 from experiment.scoring import Tasks
-from test_commands import fit  # noqa: F401  (fixture)
 
 TASKS = ("digits", "count", "shapes", "letters")
 
 
 @pytest.fixture(params=["lora", "l_lora"])
-def group(request, fit, tmp_path):  # noqa: F811
+def group(request, fit, tmp_path):
     """Four tiny runs of one adapter: weight space, and a model linearized as a whole."""
     assert fit("--adapter", request.param, "--task", ",".join(TASKS), "--lr", 0.05)[0] == 0
     return sorted((tmp_path / "runs").iterdir())
@@ -86,7 +84,7 @@ def test_disentanglement_is_zero_on_the_axes_of_its_task(group):
     assert found["xi"][0][0] == 0 and 0 <= found["box"] <= 2
 
 
-def test_the_same_task_twice_is_refused(fit, command, tmp_path):  # noqa: F811
+def test_the_same_task_twice_is_refused(fit, command, tmp_path):
     fit("--adapter", "lora"), fit("--adapter", "lora", "--seed", 1)
     code, _, err = command(evaluation.main, *(tmp_path / "runs").iterdir(), "--analyze", "cosine")
     assert code == 2 and "give one run per task" in err

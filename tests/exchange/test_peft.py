@@ -9,14 +9,12 @@ import json
 import pytest
 import torch
 
-from exchange import peft_folder
-from exchange import huggingface
-import lora
 import encoders
-from experiment import run_folder
+import lora
 from encoders import safetensors
-from conftest import perturb
-from test_exchange import ALL, IDS, make_run, small
+from exchange import huggingface, peft_folder
+from experiment import run_folder
+from support import EXPORTS, make_run, perturb, small_run
 
 peft = pytest.importorskip("peft", reason="needs peft: see requirements-exchange.txt")
 transformers = pytest.importorskip("transformers", reason="needs transformers: see "
@@ -80,15 +78,15 @@ def close(ours, other, name):
     torch.testing.assert_close(ours, other, atol=1e-5, rtol=0)
 
 
-CASES = [("tiny", *case) for case in ALL] + [(kind, adapter, "off") for adapter in
-                                             ("lora", "rslora", "dora", "pissa")
-                                             for kind in ("bert", "dinov2", "vit")]
+CASES = [("tiny", *case) for case in EXPORTS]
+CASES += [(kind, adapter, "off") for adapter in ("lora", "rslora", "dora", "pissa")
+          for kind in ("bert", "dinov2", "vit")]
 
 
 @pytest.mark.parametrize("kind, adapter, reading", CASES, ids=["-".join(case) for case in CASES])
 def test_an_exported_adapter_computes_the_same(tmp_path, checkpoint, kind, adapter, reading):
     folder = tmp_path / "peft"
-    run = make_run(tmp_path / "run", checkpoint(kind), adapter, reading, **small(adapter))
+    run = make_run(tmp_path / "run", checkpoint(kind), adapter, reading, **small_run(adapter))
     peft_folder.write_adapter(run, folder)
     encoder, head = run_folder.base_encoder(run), run_folder.head(run, "digits")
     x, words = inputs_of(kind, encoder)

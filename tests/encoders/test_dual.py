@@ -8,13 +8,11 @@ from torch import nn
 from torch.func import functional_call, jvp
 
 import encoders
-from conftest import TINY, perturb, text_encoder
 from encoders.dual import RULES, Dual
 from errors import BadInput
 from linearize import LinearizedModel, adapt, encoder_of, snapshot, taylor
 from lora import ADAPTERS, Adapter, LoRA, inject, trainable
-from test_adapters import every_adapter
-from test_linearize import adapted
+from support import TINY, adapted, every_adapter, perturb, text_encoder
 
 W, B, E = (torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
            for s in ((5, 4), (5,), (2, 4, 3)))
@@ -79,7 +77,8 @@ def test_product_rule_by_hand():
 def clip():
     """A small ViT with everything that a published one may have: CLIP's input, LayerScale."""
     torch.manual_seed(3)
-    model = encoders.ViT(**TINY | dict(layer_scale=True, activation="quick_gelu", clip=True)).double()
+    more = dict(layer_scale=True, activation="quick_gelu", clip=True)
+    model = encoders.ViT(**TINY | more).double()
     for block in model.blocks:
         nn.init.normal_(block.ls1), nn.init.normal_(block.ls2)
     return model

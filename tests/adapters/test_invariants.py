@@ -6,10 +6,9 @@ from torch import nn
 
 import lora
 from adapters.spectral_r import cayley
-from conftest import perturb
 from errors import BadInput
 from lora import ADAPTERS
-from test_adapters import NEEDS_BIAS, inputs, make, train_steps
+from support import NEEDS_BIAS, inputs, make, perturb, train_steps
 
 SHAPE = (9, 7, True)
 close = torch.testing.assert_close

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rules import fisher
 from merge import RULES
+from rules import fisher
 
 f64 = torch.float64
 

@@ -3,11 +3,21 @@
 import pytest
 import torch
 
-from rules.coefficients import cma_es, project_simplex, shrink
 from errors import BadInput
 from merge import RULES
-from rules.adamerging import (adamerge, agreeing, coefficient_gradient, combine, entropy, few_shot,
-                           fit, group_index, pem_negate, weight_gradient)
+from rules.adamerging import (
+    adamerge,
+    agreeing,
+    coefficient_gradient,
+    combine,
+    entropy,
+    few_shot,
+    fit,
+    group_index,
+    pem_negate,
+    weight_gradient,
+)
+from rules.coefficients import cma_es, project_simplex, shrink
 
 f64 = torch.float64
 ADA = ["adamerging_task", "adamerging_layer", "adamerging_task_pp", "adamerging_layer_pp"]

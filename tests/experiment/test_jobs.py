@@ -12,12 +12,11 @@ import pytest
 import torch
 
 import eval as evaluation
-from experiment import jobs
 import train
 from errors import BadInput
-from test_commands import fit  # noqa: F401  (fixture)
+from experiment import jobs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def trained(folder):
@@ -66,7 +65,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(tiny, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_jobs_train_the_same_bits(fit, tmp_path):  # noqa: F811
+def test_jobs_train_the_same_bits(fit, tmp_path):
     words = ["--adapter", "lora", "--task", "digits,count", "--steps", 3]
     assert fit(*words, "--out", tmp_path / "one-{task}")[0] == 0
     code, out, err = fit(*words, "--out", tmp_path / "two-{task}", "--jobs", 2)
@@ -76,7 +75,7 @@ def test_jobs_train_the_same_bits(fit, tmp_path):  # noqa: F811
         assert all(torch.equal(one[k], two[k]) for k in one)
 
 
-def test_jobs_merge_the_same_numbers(fit, command, tmp_path):  # noqa: F811
+def test_jobs_merge_the_same_numbers(fit, command, tmp_path):
     """Rules in other processes, and what is wrong with one of them, reach this one."""
     assert fit("--adapter", "lora", "--task", "digits,count", "--steps", 3)[0] == 0
     folders, rows = sorted((tmp_path / "runs").iterdir()), []

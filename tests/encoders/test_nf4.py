@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import lora
-from conftest import perturb
+from encoders.nf4 import QuantLinear, nearest_level, nf4_levels
 from errors import BadInput
 from lora import ADAPTERS
-from encoders.nf4 import QuantLinear, nearest_level, nf4_levels
-from test_adapters import every_adapter, small, train_steps
+from support import every_adapter, perturb, small, train_steps
 
 PUBLISHED = [-1, -.6961928, -.5250730, -.3949174, -.2844413, -.1847734, -.0910500, 0, .0795803,
              .1609301, .2461123, .3379151, .4407097, .5626169, .7229566, 1]

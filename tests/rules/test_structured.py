@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 import merge
-from rules import pleas
 from errors import BadInput
 from merge import EXPERTS, RULES
+from rules import pleas
 
 KEYS = ("q.weight", "q.bias", "k.weight", "k.bias", "v.weight", "v.bias", "out.weight", "out.bias",
         "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")

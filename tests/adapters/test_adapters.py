@@ -7,67 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 import lora
-from conftest import perturb
 from errors import BadInput
 from lora import ADAPTERS
-
-SHAPES = [(7, 5, True), (4, 9, False)]         # (in, out, bias)
-SMALL = {"rank": 2, "alpha": 3.0, "columns": 2}  # given to every adapter that has the key
-SPECIAL = {"bat": {"rank": 1},                 # the only rank that divides these shapes
-           "dora": {"detach": False},          # with the norm detached the gradient is not exact
-           "dvora": {"detach": False},
-           "adalora": {"target": 1},
-           "spa": {"density": 0.2},
-           "rosa": {"density": 0.2, "warmup": 1, "collect": 1},
-           "lora_dash": {"directions": 2, "launch": 1}}
-NEEDS_BIAS = {"bitfit"}
-
-every_adapter = pytest.mark.parametrize("name", sorted(ADAPTERS))
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def small(name):
-    """Hyper-parameters that fit the small shapes of these tests."""
-    keys = lora.hyperparameters(ADAPTERS[name])
-    return {k: v for k, v in SMALL.items() if k in keys} | SPECIAL.get(name, {})
-
-
-def make(name, shape, seed=0, **hp):
-    """Adapter `name` on a random float64 layer of `shape`."""
-    torch.manual_seed(seed)
-    in_features, out_features, bias = shape
-    if name in NEEDS_BIAS and not bias:
-        pytest.skip(f"{name} needs a bias")
-    model = nn.Sequential(nn.Linear(in_features, out_features, bias).double())
-    lora.inject(model, name, generator=torch.Generator().manual_seed(5), **small(name) | hp)
-    return model[0]
-
-
-def inputs(layer, seed=2):
-    """x (2, 3, in) and a target (2, 3, out)."""
-    generator = torch.Generator().manual_seed(seed)
-    out_features, in_features = layer.base.weight.shape
-    return (torch.randn(2, 3, in_features, generator=generator, dtype=torch.float64),
-            torch.randn(2, 3, out_features, generator=generator, dtype=torch.float64))
-
-
-def train_steps(layer, steps, wd=0.0):
-    """A few AdamW steps on a random regression."""
-    x, target = inputs(layer)
-    optimizer = torch.optim.AdamW(layer.param_groups(0.05, wd))
-    for step in range(1, steps + 1):
-        optimizer.zero_grad()
-        (F.mse_loss(layer(x), target) + layer.regularizer()).backward()
-        type(layer).after_backward([layer], step, steps)
-        optimizer.step()
-        type(layer).after_step([layer], step, steps)
-
-
-def moved(name, shape):
-    """The adapter after two optimizer steps, so that its schedule has run, and a perturbation."""
-    layer = make(name, shape)
-    train_steps(layer, 2)
-    return perturb(layer)
+from support import SHAPES, every_adapter, every_shape, inputs, make, moved, perturb, train_steps
 
 
 @every_adapter

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import __main__ as bench
-from bench import steps
-from bench import growth
-from bench import merging
 import merge
+from bench import __main__ as bench
+from bench import growth, merging, steps
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def apart(*words):

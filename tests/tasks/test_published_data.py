@@ -10,11 +10,10 @@ import pytest
 import torch
 
 import data
-from tasks import published
 import train
 from errors import BadInput
-from test_data import idx
-from test_formats import matlab, tarred, zipped
+from files import idx, matlab, tarred, zipped
+from tasks import published
 
 RNG = np.random.default_rng(1)
 

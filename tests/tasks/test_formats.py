@@ -1,19 +1,15 @@
 """Readers of image and text files, on files written here byte by byte, and on damaged ones."""
 
 import gzip
-import io
-import struct
 import tarfile
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
 
-from tasks import archives
-from tasks import formats
-from tasks import texts
 from errors import BadInput
+from files import matlab, tarred, zipped
+from tasks import archives, formats, texts
 
 RNG = np.random.default_rng(0)
 
@@ -68,29 +64,6 @@ def test_libsvm_lines():
             formats.libsvm(damaged, "x", 3)
 
 
-def element(kind, data, order="<"):
-    """A MAT v5 element: tag, data, padding to 8 bytes; small ones share the tag's 8 bytes."""
-    if len(data) <= 4:
-        return struct.pack(f"{order}I", len(data) << 16 | kind) + data.ljust(4, b"\0")
-    return struct.pack(f"{order}II", kind, len(data)) + data + b"\0" * (-len(data) % 8)
-
-
-def matlab(arrays, packed, order="<"):
-    """A MATLAB 5.0 file of {name: uint8 array}."""
-    out = b"MATLAB 5.0 MAT-file, by hand".ljust(124) + struct.pack(f"{order}H", 0x0100)
-    out += b"IM" if order == "<" else b"MI"
-    for name, array in arrays.items():
-        body = (element(6, struct.pack(f"{order}II", 9, 0), order)
-                + element(5, struct.pack(f"{order}{array.ndim}i", *array.shape), order)
-                + element(1, name.encode(), order) + element(2, array.tobytes("F"), order))
-        matrix = struct.pack(f"{order}II", 14, len(body)) + body
-        if packed:
-            data = zlib.compress(matrix)
-            matrix = struct.pack(f"{order}II", 15, len(data)) + data
-        out += matrix
-    return out
-
-
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("packed", [False, True])
 def test_mat_arrays_run_down_their_first_dimension(packed, order):
@@ -110,20 +83,6 @@ def test_damaged_mat_files_are_refused(packed):
 
 
 # ---- archives ------------------------------------------------------------------------------------
-
-
-def zipped(path, contents):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
-
-
-def tarred(path, contents, kind=tarfile.REGTYPE):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in contents.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.type, entry.linkname = len(content), kind, "elsewhere"
-            archive.addfile(entry, io.BytesIO(content))
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])

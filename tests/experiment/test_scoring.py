@@ -6,17 +6,15 @@ import pytest
 import torch
 
 import merge
-from experiment import run_folder
-from experiment import spaces
+from experiment import run_folder, spaces
 from experiment.measure import Peak, reset_high_water
 from experiment.scoring import Tasks, along, search
-from test_commands import fit  # noqa: F401  (fixture)
 
 BAR = SimpleNamespace(set_postfix_str=lambda text, refresh: None, update=lambda: None)
 
 
 @pytest.fixture(params=["lora", "l_lora"])
-def group(request, fit, tmp_path):  # noqa: F811
+def group(request, fit, tmp_path):
     """(runs, space, tasks) of two tiny runs, in weight space and linearized as a whole."""
     assert fit("--adapter", request.param, "--task", "digits,count", "--lr", 0.05)[0] == 0
     loaded = [run_folder.load(folder) for folder in sorted((tmp_path / "runs").iterdir())]

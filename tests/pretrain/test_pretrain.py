@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import english
 import encoders
 from pretrain import __main__ as pretrain
 from pretrain import bert
 from pretrain.bert import DISCOURSES, hide, make, vocabulary
+from tasks import english
 
 
 def test_the_vocabulary_spells_any_word_and_holds_every_word_of_the_language():
@@ -82,7 +82,7 @@ def test_pretrain_bert_writes_a_checkpoint(command, tmp_path, monkeypatch):
     model = encoders.load(tmp_path / "m")
     assert model.kind == "text" and model(model.encode([("anna rests", "xylem")])).shape == (1, 16)
     assert command(pretrain.main, *words, "--overwrite")[0] == 0
-    assert encoders.load(tmp_path / "m").sha256 == model.sha256         # the same seed, the same bits
+    assert encoders.load(tmp_path / "m").sha256 == model.sha256       # the same seed, the same bits
     code, _, err = command(pretrain.main, "bert", "--width", 10, "--out", tmp_path / "n")
     assert code == 2 and "--width 10 is no multiple of --heads 4" in err
 

@@ -8,45 +8,11 @@ import torch
 
 import encoders
 import reference
-from encoders import safetensors
-from errors import BadInput
 from encoders.bert import BERT
+from errors import BadInput
+from files import WORDS, published_bert
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
 TEXTS = ["a b c", ("d e", "f g h i"), "a", ("", "b")]
-
-
-def published(folder, prefix="bert.", old=True, seed=0):
-    """A random BERT under its published names: 2 blocks, width 12, 3 heads; `old` for gamma."""
-    torch.manual_seed(seed)
-    D, H = 12, 20
-    shapes = {"embeddings.word_embeddings.weight": (len(WORDS), D),
-              "embeddings.position_embeddings.weight": (16, D),
-              "embeddings.token_type_embeddings.weight": (2, D)}
-    norms = ["embeddings.LayerNorm"]
-    for i in range(2):
-        p = f"encoder.layer.{i}."
-        linears = {"attention.self.query": (D, D), "attention.self.key": (D, D),
-                   "attention.self.value": (D, D), "attention.output.dense": (D, D),
-                   "intermediate.dense": (H, D), "output.dense": (D, H)}
-        for name, shape in linears.items():
-            shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[:1]}
-        norms += [f"{p}attention.output.LayerNorm", f"{p}output.LayerNorm"]
-    for name in norms:
-        shapes |= {f"{name}.{end}": (D,) for end in (("gamma", "beta") if old else
-                                                     ("weight", "bias"))}
-    tensors = {prefix + k: 0.4 * torch.randn(s) for k, s in shapes.items()}
-    tensors |= {prefix + "pooler.dense.weight": torch.randn(D, D),             # all to be dropped
-                prefix + "embeddings.position_ids": torch.arange(16)[None],
-                "cls.predictions.bias": torch.randn(len(WORDS))}
-    folder.mkdir()
-    safetensors.write(tensors, folder / "model.safetensors")
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    (folder / "config.json").write_text(json.dumps(
-        {"model_type": "bert", "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 3,
-         "intermediate_size": H, "vocab_size": len(WORDS), "max_position_embeddings": 16,
-         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}))
-    return folder
 
 
 def compare(folder, heads, texts, tolerance):
@@ -57,7 +23,7 @@ def compare(folder, heads, texts, tolerance):
     ids = model.encode(texts)
     with torch.no_grad():
         hidden, features = model.hidden(ids).numpy(), model(ids).numpy()
-    for text, row, ours, feature in zip(texts, ids.tolist(), hidden, features):
+    for row, ours, feature in zip(ids.tolist(), hidden, features):
         row = [i for i in row if i != 0]
         first = row.index(model.sep) + 1
         segments = [0] * first + [1] * (len(row) - first)
@@ -68,7 +34,7 @@ def compare(folder, heads, texts, tolerance):
 
 @pytest.mark.parametrize("prefix, old", [("bert.", True), ("", False)])
 def test_published_names_give_the_reference_output(tmp_path, prefix, old):
-    compare(published(tmp_path / "m", prefix, old), 3, TEXTS, 2e-5)
+    compare(published_bert(tmp_path / "m", prefix, old), 3, TEXTS, 2e-5)
 
 
 def test_real_minilm_gives_the_reference_output(real):
@@ -77,7 +43,7 @@ def test_real_minilm_gives_the_reference_output(real):
 
 
 def test_padding_changes_nothing(tmp_path):
-    model = encoders.load(published(tmp_path / "m")).double()
+    model = encoders.load(published_bert(tmp_path / "m")).double()
     ids = model.encode(TEXTS)
     wide = torch.cat([ids, torch.zeros(len(ids), 5, dtype=torch.int64)], 1)
     assert torch.equal(model.tokens(wide)[:, :ids.shape[1]], model.tokens(ids))
@@ -87,7 +53,7 @@ def test_padding_changes_nothing(tmp_path):
 
 
 def test_what_an_input_may_be(tmp_path):
-    folder = published(tmp_path / "m")
+    folder = published_bert(tmp_path / "m")
     model = encoders.load(folder, size=6)
     assert (model.kind, model.width) == ("text", 12)
     assert model.encode(["a b c d e f g"]).tolist() == [[2, 5, 6, 7, 8, 3]]
@@ -117,7 +83,7 @@ def test_what_an_input_may_be(tmp_path):
     ({"model_type": "roberta"}, "unknown model_type 'roberta': .*known: .*bert"),
 ])
 def test_configurations_that_cannot_be_used(tmp_path, config, told):
-    folder = published(tmp_path / "m")
+    folder = published_bert(tmp_path / "m")
     given = json.loads((folder / "config.json").read_text())
     given = config if config["model_type"] == "bert_encoder" else given | config
     (folder / "config.json").write_text(json.dumps(given))

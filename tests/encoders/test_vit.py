@@ -12,41 +12,9 @@ import encoders
 import reference
 from encoders import safetensors
 from errors import BadInput
+from files import damage, published_vit
 
 KINDS = {"vit": encoders.HALF, "deit": encoders.IMAGENET, "dinov2": encoders.IMAGENET}
-
-
-def published(folder, kind, image=28, seed=0, hidden=20):
-    """A random checkpoint under the Hugging Face names of `kind`: 2 blocks, width 12, patch 7."""
-    torch.manual_seed(seed)
-    D, H, N = 12, hidden, (image // 7) ** 2
-    shapes = {"embeddings.cls_token": (1, 1, D), "embeddings.position_embeddings": (1, N + 1, D),
-              "embeddings.patch_embeddings.projection.weight": (D, 3, 7, 7),
-              "embeddings.patch_embeddings.projection.bias": (D,)}
-    new = kind == "dinov2"
-    for i in range(2):
-        p = f"encoder.layer.{i}."
-        linears = {"attention.attention.query": (D, D), "attention.attention.key": (D, D),
-                   "attention.attention.value": (D, D), "attention.output.dense": (D, D),
-                   "mlp.fc1" if new else "intermediate.dense": (H, D),
-                   "mlp.fc2" if new else "output.dense": (D, H)}
-        for name, shape in linears.items():
-            shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[:1]}
-        for name in ("norm1", "norm2") if new else ("layernorm_before", "layernorm_after"):
-            shapes |= {f"{p}{name}.weight": (D,), f"{p}{name}.bias": (D,)}
-        if new:
-            shapes |= {f"{p}layer_scale{j}.lambda1": (D,) for j in (1, 2)}
-    shapes |= {"layernorm.weight": (D,), "layernorm.bias": (D,)}
-    prefix = "" if new else "vit."
-    tensors = {prefix + k: 0.4 * torch.randn(s) for k, s in shapes.items()}
-    tensors["classifier.weight"] = torch.randn(3, D)                      # a head, to be dropped
-    folder.mkdir()
-    safetensors.write(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(
-        {"model_type": kind, "hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 3,
-         "image_size": image, "patch_size": 7, "num_channels": 3, "layer_norm_eps": 1e-5,
-         "hidden_act": "gelu"} | ({"mlp_ratio": H / D} if new else {"intermediate_size": H})))
-    return folder
 
 
 def compare(folder, kind, heads, patch, eps, image, tolerance):
@@ -71,7 +39,7 @@ def compare(folder, kind, heads, patch, eps, image, tolerance):
 @pytest.mark.parametrize("image", [28, 42])
 @pytest.mark.parametrize("kind", KINDS)
 def test_published_names_give_the_reference_output(tmp_path, kind, image):
-    compare(published(tmp_path / "m", kind), kind, 3, 7, 1e-5, image, 1e-4)
+    compare(published_vit(tmp_path / "m", kind), kind, 3, 7, 1e-5, image, 1e-4)
 
 
 def test_real_dinov2_gives_the_reference_output(real):
@@ -79,7 +47,7 @@ def test_real_dinov2_gives_the_reference_output(real):
 
 
 def test_grey_images_are_repeated_and_other_sizes_resized(tmp_path):
-    model = encoders.load(published(tmp_path / "m", "vit"))
+    model = encoders.load(published_vit(tmp_path / "m", "vit"))
     grey = torch.rand(2, 1, 28, 28)
     assert torch.equal(model(grey), model(grey.expand(-1, 3, -1, -1)))
     large = torch.rand(2, 3, 56, 56)
@@ -151,27 +119,20 @@ def test_files_without_a_whole_header_are_refused(tmp_path, content):
         safetensors.read(tmp_path / "x.safetensors")
 
 
-def damage(folder, change):
-    """Rewrite a checkpoint after `change(tensors)`."""
-    tensors = safetensors.read(folder / "model.safetensors")
-    change(tensors)
-    safetensors.write(tensors, folder / "model.safetensors")
-
-
 @pytest.mark.parametrize("change, told", [
     (lambda t: t.pop("vit.layernorm.weight"), "lacks 1 tensors: norm.weight"),
     (lambda t: t.update(extra=torch.zeros(1)), "has unexpected 1 tensors: extra"),
     (lambda t: t.update({"vit.layernorm.bias": torch.zeros(5)}), r"norm.bias has shape \(5,\)"),
 ])
 def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
-    folder = published(tmp_path / "m", "vit")
+    folder = published_vit(tmp_path / "m", "vit")
     damage(folder, change)
     with pytest.raises(BadInput, match=told):
         encoders.load(folder)
 
 
 def test_truncated_checkpoint_is_refused(tmp_path):
-    folder = published(tmp_path / "m", "vit")
+    folder = published_vit(tmp_path / "m", "vit")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(BadInput, match="no complete safetensors file"):
@@ -185,7 +146,7 @@ def test_truncated_checkpoint_is_refused(tmp_path):
     ('{"model_type": "vit", "hidden_act": "relu"}', "only the GELU MLP"),
 ])
 def test_config_errors(tmp_path, config, told):
-    folder = published(tmp_path / "m", "vit")
+    folder = published_vit(tmp_path / "m", "vit")
     (folder / "config.json").write_text(config)
     with pytest.raises(BadInput, match=told):
         encoders.load(folder)
@@ -195,7 +156,7 @@ def test_other_load_errors(tmp_path):
     with pytest.raises(BadInput, match="unknown model 'vt': did you mean 'vit'"):
         encoders.load("vt")
     with pytest.raises(BadInput, match="no multiple of the patch size 7"):
-        encoders.load(published(tmp_path / "m", "vit"), size=30)
+        encoders.load(published_vit(tmp_path / "m", "vit"), size=30)
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="has no model.safetensors"):
         encoders.load(tmp_path / "m")

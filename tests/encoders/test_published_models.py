@@ -11,66 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import downloads
 import encoders
 import reference
-import test_models
-import test_text_models
 from encoders import safetensors
 from errors import BadInput
+from files import damage, layers, published_bert, published_clip, published_vit, random
+from tasks import downloads
 
 IMAGE = torch.rand(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def random(shapes, seed=0):
-    generator = np.random.default_rng(seed)
-    return {k: 0.4 * generator.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
-
-
-def layers(prefix, linears, norms, D):
-    """Shapes of linear layers {name: (out, in)} and LayerNorms of width D, with their biases."""
-    shapes = {}
-    for name, shape in linears.items():
-        shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
-    for name in norms:
-        shapes |= {f"{prefix}{name}.weight": (D,), f"{prefix}{name}.bias": (D,)}
-    return shapes
-
-
 # ---- CLIP ----------------------------------------------------------------------------------------
-
-
-def clip(folder, whole=True, **config):
-    """A random CLIP, both halves or the vision half: 2 blocks, width 12, 3 heads, patch 7."""
-    D, H = 12, 20
-    shapes = {"embeddings.class_embedding": (D,), "embeddings.patch_embedding.weight": (D, 3, 7, 7),
-              "embeddings.position_embedding.weight": (17, D)}
-    for i in range(2):
-        linears = {f"self_attn.{n}_proj": (D, D) for n in ("q", "k", "v", "out")}
-        shapes |= layers(f"encoder.layers.{i}.", linears | {"mlp.fc1": (H, D), "mlp.fc2": (D, H)},
-                         ("layer_norm1", "layer_norm2"), D)
-    shapes |= layers("", {}, ("pre_layrnorm", "post_layernorm"), D)
-    tensors = random({f"vision_model.{k}": s for k, s in shapes.items()})
-    tensors["vision_model.embeddings.position_ids"] = np.arange(17)[None]
-    if whole:
-        tensors |= random({"text_model.encoder.layers.0.mlp.fc1.weight": (5, 4), "logit_scale": (),
-                           "text_model.embeddings.position_embedding.weight": (9, 4),
-                           "text_projection.weight": (6, 4), "visual_projection.weight": (6, D)})
-    vision = {"hidden_size": D, "intermediate_size": H, "num_hidden_layers": 2, "patch_size": 7,
-              "num_attention_heads": 3, "image_size": 28} | config
-    folder.mkdir()
-    reference.write(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(
-        {"model_type": "clip", "vision_config": vision} if whole else
-        {"model_type": "clip_vision_model"} | vision))
-    return folder, {k.removeprefix("vision_model."): v.astype(np.float64)
-                    for k, v in tensors.items() if k.startswith("vision_model.")}
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_clip_gives_the_reference_output(tmp_path, whole):
-    folder, w = clip(tmp_path / "clip", whole)
+    folder, w = published_clip(tmp_path / "clip", whole)
     model = encoders.load(folder)
     theirs = reference.clip(IMAGE[0].double().numpy(), w, heads=3, patch=7, eps=1e-5, mean=MEAN,
                             std=STD)
@@ -81,17 +38,17 @@ def test_clip_gives_the_reference_output(tmp_path, whole):
 
 def test_clip_settings(tmp_path):
     """What a published config leaves out is usual: ViT-B/32, quick GELU, eps 1e-5."""
-    folder, _ = clip(tmp_path / "clip")
+    folder, _ = published_clip(tmp_path / "clip")
     (folder / "config.json").write_text('{"model_type": "clip", "vision_config": {}}')
     _, found = encoders.settings(folder)
     assert found == dict(image=224, patch=32, channels=3, width=768, depth=12, heads=12,
                          hidden=3072, eps=1e-5, layer_scale=False, activation="quick_gelu",
                          clip=True, mean=MEAN, std=STD)
-    exact, _ = clip(tmp_path / "exact", hidden_act="gelu")
-    quick, _ = clip(tmp_path / "quick")
+    exact, _ = published_clip(tmp_path / "exact", hidden_act="gelu")
+    quick, _ = published_clip(tmp_path / "quick")
     assert (encoders.load(exact)(IMAGE) - encoders.load(quick)(IMAGE)).abs().max() > 1e-3
     with pytest.raises(BadInput, match="only the GELU MLP"):
-        encoders.load(clip(tmp_path / "relu", hidden_act="relu")[0])
+        encoders.load(published_clip(tmp_path / "relu", hidden_act="relu")[0])
 
 
 # ---- single files under timm's names -------------------------------------------------------------
@@ -157,9 +114,9 @@ def test_distilled_deit_is_refused(tmp_path):
     timm(tmp_path / "x.pth", False, dist_token=(1, 1, 128))
     with pytest.raises(BadInput, match="x.pth is a distilled DeiT, with a second class token"):
         encoders.load(tmp_path / "x.pth")
-    folder = test_models.published(tmp_path / "m", "deit")
+    folder = published_vit(tmp_path / "m", "deit")
     token = {"deit.embeddings.distillation_token": torch.zeros(1, 1, 12)}
-    test_models.damage(folder, lambda t: t.update(token))
+    damage(folder, lambda t: t.update(token))
     with pytest.raises(BadInput, match="distilled DeiT"):
         encoders.load(folder)
 
@@ -179,7 +136,7 @@ def test_other_single_files_are_refused(tmp_path):
 @pytest.fixture
 def binary(tmp_path):
     """A BERT with pytorch_model.bin, and its features from model.safetensors before."""
-    folder = test_text_models.published(tmp_path / "m")
+    folder = published_bert(tmp_path / "m")
     model = encoders.load(folder)
     torch.save(safetensors.read(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rules import spectra
 from merge import RULES
+from rules import spectra
 
 
 def diagonal(*entries):

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import data
-from tasks import english
-from tasks import written
+from tasks import english, written
 from tasks.written import TASKS, relation, sample
 
 every_task = pytest.mark.parametrize("task", TASKS)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from exchange import huggingface
-from analysis import match
 import encoders
+from analysis import match
+from exchange import huggingface
 from rules.pleas import permute, permute_stream
 
 SIZES = dict(width=16, depth=2, heads=4, hidden=24)

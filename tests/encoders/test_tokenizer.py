@@ -7,8 +7,8 @@ with the vocabulary of bert-base-uncased.
 import pytest
 import torch
 
-from errors import BadInput
 from encoders.tokenizer import WordPiece
+from errors import BadInput
 
 NASTY = [
     ("", [101, 102]),

@@ -209,7 +209,7 @@ def test_spatter_colors():
     torch.testing.assert_close(water.amax((2, 3)), half.expand(8, 3))
     assert water.min() == 0
     gray = corrupt(x[:, :1], "spatter", 1) - x[:, :1]
-    torch.testing.assert_close(gray.amax((1, 2, 3)), torch.full((8,), 
+    torch.testing.assert_close(gray.amax((1, 2, 3)), torch.full((8,),
                                half @ torch.tensor([0.299, 0.587, 0.114])))
 
 

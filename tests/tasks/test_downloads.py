@@ -9,8 +9,8 @@ from email.message import Message
 import pytest
 import torch
 
-from tasks import downloads
 from errors import BadInput
+from tasks import downloads
 
 CONTENT = bytes(range(256)) * 3000                                # three chunks
 

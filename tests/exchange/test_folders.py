@@ -10,27 +10,20 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
-import eval as evaluation
-from exchange import peft_folder
-from exchange import huggingface
-import lora
 import encoders
+import eval as evaluation
+import lora
 import reference
-from experiment import run_folder
-from experiment import scoring
 import train
 from encoders import safetensors
-from conftest import perturb
 from errors import BadInput
-from encoders.heads import HEADS
-from linearize import adapt, encoder_of
-from test_models import published
-from test_published import clip
+from exchange import huggingface, peft_folder
+from experiment import run_folder, scoring
+from files import published_clip, published_vit
+from linearize import encoder_of
+from support import EXPORT_IDS, EXPORTS, make_run, perturb, small_run
 
-ALL = [*((a, "off") for a in peft_folder.FORMS), ("lora", "layer"), ("l_lora", "layer")]
-IDS = [f"{a}.{r}" for a, r in ALL]
 VIT = ["attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj",
        "mlp.fc1", "mlp.fc2"]
 BERT = ["attention.self.query", "attention.self.key", "attention.self.value",
@@ -40,40 +33,11 @@ MODULES = {"tiny": [f"layers.{i}.{m}" for i in range(2) for m in VIT],
            "bert": [f"encoder.layer.{i}.{m}" for i in range(2) for m in BERT]}
 
 
-def make_run(out, checkpoint, adapter, reading="off", targets="all", seed=1, task="digits",
-             size=None, move=0.3, **hp):
-    """A run folder whose trained tensors all lie away from their start, without training."""
-    hp = lora.hyperparameters(lora.ADAPTERS[adapter]) | hp
-    setting = {"task": task, "adapter": adapter, "hp": hp, "linearize": reading,
-               "quantize": None, "targets": targets, "init": None, "model": str(checkpoint),
-               "size": size, "random_weights": False, "head": "prototypes", "data": None,
-               "limit": 20, "seed": 0, "dtype": "float32"}
-    encoder = encoders.load(checkpoint, size)
-    generator = torch.Generator().manual_seed(0)
-    model, layers = adapt(encoder, adapter, reading, targets, generator=generator, **hp)
-    start, _ = run_folder.state(model)
-    perturb(model, move, seed)
-    head = HEADS["prototypes"](encoder.width, 10)
-    torch.manual_seed(seed)
-    head.mu = torch.randn(encoder.width)
-    head.c = F.normalize(torch.randn(10, encoder.width), dim=1)
-    run_folder.start_folder(run_folder.partial(out), setting)
-    result = {"val": 0.5, "test": 0.25}
-    run_folder.save_run(out, setting, model, layers, {task: head}, start, result, [(1, 0.1, 0.2)])
-    return run_folder.load(out)
-
-
-def small(adapter):
-    """A rank that is no default, and an alpha where one is given, for a layer of 16."""
-    return {"rank": 3} | ({"target": 2} if adapter == "adalora" else {}) | (
-        {"alpha": 5.0} if adapter != "olora" else {})
-
-
 @pytest.fixture
 def exported(tmp_path, tiny):
     """exported("dora", "off") -> (the run, the folder it was written to)."""
     def call(adapter="lora", reading="off", checkpoint=tiny, **hp):
-        run = make_run(tmp_path / "run", checkpoint, adapter, reading, **small(adapter) | hp)
+        run = make_run(tmp_path / "run", checkpoint, adapter, reading, **small_run(adapter) | hp)
         peft_folder.write_adapter(run, tmp_path / "peft")
         return run, tmp_path / "peft"
     return call
@@ -88,7 +52,7 @@ def tensors(run):
 # ---- adapters: what is in the files --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter, reading", ALL, ids=IDS)
+@pytest.mark.parametrize("adapter, reading", EXPORTS, ids=EXPORT_IDS)
 def test_the_files_hold_the_change_of_every_weight(exported, adapter, reading):
     """scale * B A, or DoRA's equation, from the two files and the base alone, in numpy."""
     run, folder = exported(adapter, reading)
@@ -118,7 +82,7 @@ def test_the_files_hold_the_change_of_every_weight(exported, adapter, reading):
 
 @pytest.mark.parametrize("kind", ["tiny", "dinov2", "bert"])
 def test_names_are_those_of_the_modules(exported, tmp_path, tiny, tiny_text, kind):
-    checkpoint = {"tiny": tiny, "bert": tiny_text}.get(kind) or published(
+    checkpoint = {"tiny": tiny, "bert": tiny_text}.get(kind) or published_vit(
         tmp_path / "m", kind, hidden=24)
     _, folder = exported("dora", checkpoint=checkpoint)
     found = reference.read(folder / "adapter_model.safetensors")
@@ -136,7 +100,7 @@ def test_names_are_those_of_the_modules(exported, tmp_path, tiny, tiny_text, kin
 
 
 def test_a_base_of_another_size_is_written_as_it_was_used(tmp_path):
-    checkpoint = published(tmp_path / "m", "vit")
+    checkpoint = published_vit(tmp_path / "m", "vit")
     run = make_run(tmp_path / "run", checkpoint, "lora", size=42)
     peft_folder.write_adapter(run, tmp_path / "peft")
     assert json.loads((tmp_path / "peft/base/config.json").read_text())["image_size"] == 42
@@ -146,7 +110,7 @@ def test_a_base_of_another_size_is_written_as_it_was_used(tmp_path):
 
 
 def test_a_random_base_is_written_and_the_checkpoint_not_named(tmp_path):
-    checkpoint = published(tmp_path / "m", "vit")
+    checkpoint = published_vit(tmp_path / "m", "vit")
     run = make_run(tmp_path / "run", checkpoint, "lora")
     run["setting"]["random_weights"], run["base"]["sha256"] = True, "random weights, seed 0"
     peft_folder.write_adapter(run, tmp_path / "peft")
@@ -177,7 +141,7 @@ def test_a_residual_adapter_is_both_pairs_of_factors(exported):
 # ---- adapters: coming back -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("adapter, reading", ALL, ids=IDS)
+@pytest.mark.parametrize("adapter, reading", EXPORTS, ids=EXPORT_IDS)
 def test_a_run_comes_back_to_the_last_bit(exported, adapter, reading):
     run, folder = exported(adapter, reading)
     back = peft_folder.load(folder)
@@ -211,7 +175,8 @@ def test_an_adapter_changed_by_another_tool_is_what_is_read(exported):
     found = safetensors.read(file)
     found[f"{key}.weight"] += 1
     safetensors.write(found, file)
-    assert torch.equal(peft_folder.load(folder)["trained"]["blocks.0.fc1.B"], found[f"{key}.weight"])
+    trained = peft_folder.load(folder)["trained"]
+    assert torch.equal(trained["blocks.0.fc1.B"], found[f"{key}.weight"])
 
 
 # ---- adapters: refusals and damage ---------------------------------------------------------------
@@ -232,7 +197,7 @@ def test_quantised_runs_and_other_encoders_are_refused(tmp_path, tiny):
     run["setting"]["quantize"] = "nf4"
     with pytest.raises(BadInput, match="lora --quantize nf4 is no LoRA"):
         peft_folder.write_adapter(run, tmp_path / "out")
-    run = make_run(tmp_path / "clip-run", clip(tmp_path / "clip")[0], "lora", rank=2)
+    run = make_run(tmp_path / "clip-run", published_clip(tmp_path / "clip")[0], "lora", rank=2)
     with pytest.raises(BadInput, match="clip has no Hugging Face form"):
         peft_folder.write_adapter(run, tmp_path / "out")
 
@@ -330,7 +295,7 @@ def test_a_change_that_the_adapter_cannot_hold_is_refused(exported):
 @pytest.mark.parametrize("kind", ["tiny", "dinov2", "vit"])
 def test_a_merged_encoder_is_read_back_bit_for_bit(command, tmp_path, tiny, monkeypatch, kind,
                                                    space, adapters):
-    checkpoint = tiny if kind == "tiny" else published(tmp_path / "m", kind, hidden=24)
+    checkpoint = tiny if kind == "tiny" else published_vit(tmp_path / "m", kind, hidden=24)
     group = [make_run(tmp_path / f"run{i}", checkpoint, adapter, seed=i, task=task)
              for i, (adapter, task) in enumerate(zip(adapters, ("digits", "letters")))]
     out, x, kept = tmp_path / "merged", torch.rand(3, 1, 28, 28), []
@@ -358,7 +323,7 @@ def test_a_merged_encoder_is_read_back_bit_for_bit(command, tmp_path, tiny, monk
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
 def test_a_written_encoder_gives_the_reference_output(tmp_path, kind):
     """The files alone, by the numpy encoder that knows Hugging Face's names."""
-    model = perturb(encoders.load(published(tmp_path / "m", kind, hidden=24)))
+    model = perturb(encoders.load(published_vit(tmp_path / "m", kind, hidden=24)))
     (tmp_path / "out").mkdir()
     huggingface.write_encoder(model, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -378,7 +343,7 @@ def test_a_written_encoder_gives_the_reference_output(tmp_path, kind):
 
 def test_a_dinov2_that_its_config_cannot_describe_is_refused(tmp_path):
     """mlp_ratio is a whole number in Dinov2Config; 20 / 12 is none."""
-    model = encoders.load(published(tmp_path / "m", "dinov2"))
+    model = encoders.load(published_vit(tmp_path / "m", "dinov2"))
     with pytest.raises(BadInput, match="20 is no multiple of the width 12"):
         huggingface.write_encoder(model, tmp_path)
 
