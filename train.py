@@ -246,7 +246,7 @@ def train(setting, task, out):
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
     generator = torch.Generator().manual_seed(setting["seed"])
     model, layers = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
-                          setting["targets"], generator=generator, quantize=setting["quantize"],
+                          setting["targets"], generator=generator, quantizer=QUANTIZERS.get(setting["quantize"]),
                           **setting["hp"])
     injected, names = list(lora.adapters(encoder_of(model)).values()), task.split(",")
     type(injected[0]).before_training(injected, setting["steps"] * len(names))

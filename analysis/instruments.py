@@ -86,7 +86,7 @@ class Analysis:
             at = lambda lam: self.only(members, share or lam)
             return lambda lam, task, split: self.score(at(lam), task, split)
         own = [self.names.index(name) for name in members]
-        material = self.tasks.material(self.space, merge.RULES[rule].needs)
+        material = self.tasks.material(self.space, merge.needs(rule))
         material = {k: v if callable(v) else [v[i] for i in own] for k, v in material.items()}
         scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
         one = merge.RULES[rule](self.space.base, [self.space.taus[i] for i in own], **material,

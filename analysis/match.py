@@ -31,7 +31,8 @@ import encoders
 from errors import BadInput
 from encoders.heads import EXAMPLES, HEADS, correct, features
 from merge import RULES
-from rules.pleas import assignment, correlation, match_blocks, permute_stream, rows_of
+from rules.matching import assignment, correlation, match_blocks, permute_stream
+from rules.pleas import rows_of
 from experiment.spaces import layer_inputs, with_weights
 
 WRITTEN = "PLeaS, stream and units matched"

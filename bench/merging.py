@@ -19,7 +19,8 @@ from tqdm import tqdm
 from experiment import cli
 from experiment.measure import Peak, keep_freed_memory, stop_keeping_freed_memory
 from merge import flatten, unflatten
-from rules.adamerging import coefficient_gradient, combine, entropy, group_index, weight_gradient
+from rules.adamerging import entropy
+from rules.coefficients import coefficient_gradient, combine, group_index, weight_gradient
 from encoders import ViT
 from experiment.scoring import RULES
 

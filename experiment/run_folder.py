@@ -27,6 +27,7 @@ import lora
 import encoders
 from errors import BadInput
 from encoders.heads import HEADS
+from encoders.nf4 import QUANTIZERS
 from linearize import adapt, encoder_of, set_start
 
 KEYS = {"setting", "layers", "base", "heads", "start", "trained", "buffers", "torch"}
@@ -193,7 +194,7 @@ def rebuild(run, encoder):
     """Put the adapter of a run on `encoder` (changed in place) and return the model as trained."""
     s = run["setting"]
     model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]),
-                     quantize=s["quantize"], **s["hp"])
+                     quantizer=QUANTIZERS.get(s["quantize"]), **s["hp"])
     set_tensors(model, run["trained"], run["buffers"], run["folder"] / "adapter.pt")
     set_start(model, run["start"])
     return model

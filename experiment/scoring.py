@@ -15,6 +15,7 @@ import torch
 import data
 from exchange import peft_folder
 import merge
+import rules  # noqa: F401  (fills merge.RULES)
 import encoders
 from experiment import run_folder
 from experiment import spaces
@@ -25,7 +26,7 @@ from encoders.heads import accuracy, correct, features
 from linearize import LinearizedModel
 from experiment.measure import Peak
 
-RULES = merge.RULES | merge.EXPERTS
+RULES = merge.RULES
 
 
 class Tasks:
@@ -75,7 +76,7 @@ class Tasks:
         return lambda params, x: self.heads[task](space.call(params, x))
 
     def material(self, space, names):
-        """The keywords of merge.DATA that a rule names, for the runs in their order."""
+        """The keywords of that a rule names, for the runs in their order."""
         each = lambda make: [make(task) for task in self.order]
         made = {"functions": lambda: each(lambda task: self.function(space, task)),
                 "batches": lambda: each(lambda task: self.data(self.unlabelled, task)[0]),
@@ -125,9 +126,9 @@ def search(rule, choices, space, tasks, bar):
     keys. A model linearized as a whole is affine in its parameters, and its features with it:
     f(lam) = f(0) + lam (f(1) - f(0)), two passes for the whole sweep.
     """
-    material, last, curve, best = tasks.material(space, RULES[rule].needs), None, [], None
+    material, last, curve, best = tasks.material(space, merge.needs(rule)), None, [], None
     for choice in choices:
-        lam = choice.get("lam") if rule in merge.RULES else None
+        lam = choice.get("lam") if not RULES[rule].experts else None
         rest = choice if lam is None else choice | {"lam": 1.0}
         if rest != last:                                          # lam varies fastest
             last = rest
