@@ -12,30 +12,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from errors import BadInput
 
 CHUNK = 1 << 18                  # bytes
-HUB = "https://huggingface.co/{}/resolve/main"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")             # the first that there is
-OPTIONAL = {"preprocessor_config.json", "tokenizer_config.json"}
-IMAGES = ("config.json", "preprocessor_config.json")
-TEXTS = ("config.json", "tokenizer_config.json", "vocab.txt")
-
-# name -> where it is, its files beside the weights, sha256 of the weights where known
-CHECKPOINTS = {
-    "vit-tiny": (HUB.format("WinKawaks/vit-tiny-patch16-224"), IMAGES, None),
-    "vit-base": (HUB.format("google/vit-base-patch16-224"), IMAGES, None),
-    "deit-tiny": (HUB.format("facebook/deit-tiny-patch16-224"), IMAGES, None),
-    "dinov2-small": (HUB.format("facebook/dinov2-small"), IMAGES, None),
-    "clip-vit-base-patch32": (HUB.format("openai/clip-vit-base-patch32"), IMAGES, None),
-    "bert-tiny": (HUB.format("google/bert_uncased_L-2_H-128_A-2"), TEXTS, None),
-    "minilm-l6": (HUB.format("sentence-transformers/all-MiniLM-L6-v2"), TEXTS,
-                  "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-    "bert-base": (HUB.format("bert-base-uncased"), TEXTS, None),
-}
 
 
 class NotThere(BadInput):
@@ -93,30 +74,3 @@ def fetch(url, path, sha256=None, md5=None):
     finally:
         part.unlink(missing_ok=True)
     return path
-
-
-def checkpoint(name):
-    """The folder of a published checkpoint of CHECKPOINTS, fetched if it is not there.
-
-    The weights come last: a folder that has them is complete and needs no network.
-    """
-    (url, files, sha256), folder = CHECKPOINTS[name], Path(torch.hub.get_dir()) / "checkpoints"
-    folder = folder / name
-    if any((folder / file).exists() for file in WEIGHTS):
-        return folder
-    try:
-        for file in files:
-            try:
-                fetch(f"{url}/{file}", folder / file)
-            except NotThere:
-                if file not in OPTIONAL:
-                    raise
-        try:
-            fetch(f"{url}/{WEIGHTS[0]}", folder / WEIGHTS[0], sha256)
-        except NotThere:
-            fetch(f"{url}/{WEIGHTS[1]}", folder / WEIGHTS[1])
-    except BadInput as error:
-        needed = [file for file in files if file not in OPTIONAL]
-        raise BadInput(f"the model {name} is not on this machine: {error}; a folder needs "
-                       f"{', '.join(needed)} and {' or '.join(WEIGHTS)}") from None
-    return folder

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 import encoders
 import reference
-from encoders import safetensors
+from encoders import published as checkpoints, safetensors
 from errors import BadInput
 
-KINDS = {"vit": encoders.HALF, "deit": encoders.IMAGENET, "dinov2": encoders.IMAGENET}
+KINDS = {"vit": checkpoints.HALF, "deit": checkpoints.IMAGENET,
+         "dinov2": checkpoints.IMAGENET}
 
 
 def published(folder, kind, image=28, seed=0, hidden=20):
