@@ -30,34 +30,34 @@ def suite(kind):
     return written
 
 
-def published(task, folder):
-    """({split: (inputs, labels)}, classes, kind) of a data set in a folder."""
-    from tasks import published
-    return published.read(task, folder)
+def about(task, folder=None):
+    """(kind, classes, parts) of a task; parts is {split: (inputs, labels)} for a task of a folder,
+    None for a generated one."""
+    if folder is not None:
+        from tasks import published
+        return published.read(task, folder)
+    for kind in ("image", "text"):
+        if task in suite(kind).TASKS:
+            return kind, suite(kind).TASKS[task][1], None
+    raise unknown("task", task, [*drawn.TASKS, *suite("text").TASKS, "all",
+                                 "or any name with --data FOLDER"])
 
 
 def check(task, folder=None):
     """Raise BadInput unless `task` is generated, or `folder` holds a data set that can be read."""
     if folder is not None and (task in drawn.TASKS or task in suite("text").TASKS):
         raise BadInput(f"{task} is a generated task: leave out --data, or name the task otherwise")
-    kind(task, folder)
+    about(task, folder)
 
 
 def kind(task, folder=None):
     """"image" or "text": which models a task is for."""
-    if folder is not None:
-        return published(task, folder)[2]
-    if task in drawn.TASKS:
-        return "image"
-    if task in suite("text").TASKS:
-        return "text"
-    raise unknown("task", task, [*drawn.TASKS, *suite("text").TASKS, "all",
-                                 "or any name with --data FOLDER"])
+    return about(task, folder)[0]
 
 
 def classes(task, folder=None):
     """Number of classes."""
-    return published(task, folder)[1] if folder is not None else suite(kind(task)).TASKS[task][1]
+    return about(task, folder)[1]
 
 
 def load(task, split, folder=None, limit=None, encode=None):
@@ -67,11 +67,11 @@ def load(task, split, folder=None, limit=None, encode=None):
     limit    at most this many examples
     encode   a list of texts or pairs -> ids (n, T) int64, the inputs of text tasks
     """
-    inputs, labels, rows = generated(task, split) if folder is None else \
-        cut(published(task, folder)[0], split)
+    kind, _, parts = about(task, folder)
+    inputs, labels, rows = generated(task, split, kind) if parts is None else cut(parts, split)
     rows = rows[:limit]
     labels = torch.from_numpy(labels[rows] if split != "calib" else np.full(len(rows), -1))
-    if isinstance(inputs, list):
+    if kind == "text":
         if encode is None:
             raise BadInput(f"{task} is a task of texts: give it a text model")
         return encode([inputs[i] for i in rows]), labels
@@ -81,9 +81,10 @@ def load(task, split, folder=None, limit=None, encode=None):
 
 
 @lru_cache(maxsize=64)
-def generated(task, split):
+def generated(task, split, kind):
     """(inputs, labels, all rows) of a generated task, made once per process."""
-    return *suite(kind(task)).sample(task, *SPLITS[split]), np.arange(SPLITS[split][0])
+    n, seed = SPLITS[split]
+    return *suite(kind).sample(task, n, seed), np.arange(n)
 
 
 def cut(parts, split):
@@ -93,5 +94,5 @@ def cut(parts, split):
     inputs, labels = parts["train"]
     order, held = np.random.default_rng(0).permutation(len(labels)), min(1000, len(labels) // 10)
     val = 0 if "val" in parts else held
-    return inputs, labels, {"val": order[:val], "calib": order[val:val + held],
-                            "train": order[val + held:]}[split]
+    rows = {"val": order[:val], "calib": order[val:val + held], "train": order[val + held:]}
+    return inputs, labels, rows[split]

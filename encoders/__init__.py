@@ -1,14 +1,8 @@
 """Pretrained encoders by name, folder or file: `encoders.load("vit")`.
 
-    vit.py, bert.py, block.py          the two encoders, and the block that both are made of
-    heads.py                           classifiers on their features
-    tokenizer.py                       text -> token ids
-    safetensors.py                     reading and writing weights
-    published.py, names.py             checkpoints of Hugging Face and timm
-    dual.py, nf4.py                    forward-mode differentiation, weights in 4 bits
-
-A checkpoint folder of ours holds model.safetensors and a config.json: "model_type" and the keywords
-of the class. A text model has vocab.txt as well.
+    ours        a folder with model.safetensors and config.json: "model_type", then the keywords of
+                the class; a text model has vocab.txt as well
+    published   Hugging Face's folders, timm's files and what is on the network: published.py
 """
 
 import json
@@ -55,7 +49,7 @@ def settings(path):
         from encoders import published
         return published.settings(model_type, config, path)
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path / 'config.json'} cannot be used ({type(error).__name__}: {error}): "
+        raise BadInput(f"{path}/config.json cannot be used ({type(error).__name__}: {error}): "
                        "give --model a folder with model.safetensors and config.json") from None
 
 
@@ -66,7 +60,7 @@ def kind(name_or_folder):
 
 
 def encoding(name_or_folder, size=None):
-    """What makes ids (n, T) of texts for a model, without its weights; None for an image model."""
+    """texts -> ids (n, T) for a model, without reading its weights; None for an image model."""
     if kind(name_or_folder) == "image":
         return None
     from encoders.tokenizer import WordPiece
@@ -125,7 +119,6 @@ def fill(model, file):
                            "it is not the model of its config.json")
     for name, tensor in tensors.items():
         if tensor.shape != want[name].shape:
-            raise BadInput(f"{file}: tensor {name} has shape {tuple(tensor.shape)}, the model "
-                           f"needs {tuple(want[name].shape)}: it is not the model of its "
-                           "config.json")
+            raise BadInput(f"{file}: tensor {name} has shape {tuple(tensor.shape)}, not "
+                           f"{tuple(want[name].shape)}: it is not the model of its config.json")
     model.load_state_dict({k: v.to(want[k].dtype) for k, v in tensors.items()})

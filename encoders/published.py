@@ -25,7 +25,7 @@ OPTIONAL = {"preprocessor_config.json", "tokenizer_config.json"}
 IMAGES = ("config.json", "preprocessor_config.json")
 TEXTS = ("config.json", "tokenizer_config.json", "vocab.txt")
 
-# name -> where it is, its files beside the weights, sha256 of the weights where known
+# name -> address, files beside the weights, sha256 of the weights (None: not known)
 CHECKPOINTS = {
     "vit-tiny": (HUB.format("WinKawaks/vit-tiny-patch16-224"), IMAGES, None),
     "vit-base": (HUB.format("google/vit-base-patch16-224"), IMAGES, None),
@@ -76,7 +76,7 @@ def checkpoint(name):
 
 
 def settings(model_type, config, folder):
-    """The class and its constructor's keywords from a config.json of Hugging Face."""
+    """The class of an encoder and its keywords, from a config.json of Hugging Face."""
     if model_type is None and "type_vocab_size" in config:       # the BERTs of 2020 have no type
         model_type = "bert"
     if model_type in ("clip", "clip_vision_model"):
@@ -87,14 +87,14 @@ def settings(model_type, config, folder):
     activation = config.get("hidden_act", "gelu")
     if activation not in (ACTIVATIONS if model_type == "clip" else ("gelu",)) \
             or config.get("use_swiglu_ffn"):
-        raise BadInput(f"{folder / 'config.json'}: only the GELU MLP is supported")
+        raise BadInput(f"{folder}/config.json: only the GELU MLP is supported")
     width = config["hidden_size"]
     out = dict(width=width, depth=config["num_hidden_layers"], heads=config["num_attention_heads"],
                eps=config.get("layer_norm_eps", 1e-12),
                hidden=config.get("intermediate_size") or round(width * config.get("mlp_ratio", 4)))
     if model_type == "bert":
         if config.get("position_embedding_type", "absolute") != "absolute":
-            raise BadInput(f"{folder / 'config.json'}: only absolute position embeddings are "
+            raise BadInput(f"{folder}/config.json: only absolute position embeddings are "
                            "supported")
         return BERT, out | dict(vocab=config["vocab_size"], types=config.get("type_vocab_size", 2),
                                 positions=config["max_position_embeddings"])
@@ -108,7 +108,7 @@ def settings(model_type, config, folder):
 
 
 def settings_of_file(path):
-    """The same for one file under timm's names, which has no config.json: from the shapes.
+    """The same from one file under timm's names, by the shapes of its tensors.
 
     Heads of 64, as in every published ViT of that family; ImageNet's normalisation (DeiT, DINOv2).
     """

@@ -78,8 +78,8 @@ def named(folder, names, archives=()):
             if ours := [e for e in contents if f"/{e}".endswith(ends[one])]:
                 break
         else:
-            raise BadInput(f"{folder} has no {name}{''.join(f', unpacked or in {a}' for a in archives)}"
-                           ": give --data the folder that has it")
+            where = "".join(f", unpacked or in {archive}" for archive in archives)
+            raise BadInput(f"{folder} has no {name}{where}: give --data the folder that has it")
         depth = min(len(Path(e).parts) for e in ours)
         ours = [e for e in ours if len(Path(e).parts) == depth]
         places = sorted({str(Path(e).parent) for e in ours})

@@ -54,8 +54,9 @@ def fetch(url, path, sha256=None, md5=None):
                                f"changed or damaged on the way, try again, {by_hand}")
         os.replace(part, path)
     except urllib.error.HTTPError as error:
-        raise (NotThere if error.code in (404, 410) else BadInput)(
-            f"{url} cannot be fetched ({error.code} {error.reason}): try later, {by_hand}") from None
+        problem = NotThere if error.code in (404, 410) else BadInput
+        raise problem(f"{url} cannot be fetched ({error.code} {error.reason}): try later, "
+                      f"{by_hand}") from None
     except BadInput:
         raise
     except (OSError, ValueError) as error:

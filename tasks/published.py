@@ -1,8 +1,7 @@
 """Published data sets: what they are, where their files are, and the checksums where published.
 
 Every entry of DATASETS is a task of `--data FOLDER`, and `--download` fetches its files into that
-folder: a file gets its own name only once it is whole and its checksum right. Nothing of it comes
-with this repository; each set has a licence of its own.
+folder. This repository contains none of it; each set has a licence of its own.
 """
 
 from functools import lru_cache, partial
@@ -28,11 +27,11 @@ AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data
 class Dataset(NamedTuple):
     """One data set."""
 
-    kind: str                        # "image" or "text"
-    classes: int                     # None: as many as its training labels name
-    decode: callable                 # the files of a split -> (inputs, labels), see readers.py
-    names: dict = None               # {split: names of its files}; None: decode takes the folder
-    urls: tuple = ()                 # what is to be fetched, (url, md5 or None)
+    kind: str               # "image" or "text"
+    classes: int            # None: as many as its training labels name
+    decode: callable        # files of a split -> (inputs, labels); without names folder -> splits
+    names: dict = None      # {split: names of its files}, unpacked or in one of the archives
+    urls: tuple = ()        # what to fetch: (address, md5 or None)
 
 
 def file_name(url):
@@ -179,7 +178,7 @@ def download(task, folder, kind):
 
 @lru_cache(maxsize=8)
 def read(task, folder):
-    """({split: (inputs, labels)}, classes, kind) of a data set, every split checked."""
+    """(kind, classes, {split: (inputs, labels)}) of a data set, every split checked."""
     kind, classes, decode, names, urls = entry(task, folder)
     archives = [file_name(url) for url, _ in urls if url.endswith((".zip", ".tar.gz", ".npz"))]
     parts = readers.by_name(folder, names, decode, archives) if names else decode(folder)
@@ -195,4 +194,4 @@ def read(task, folder):
                                f"{classes} classes: 0 to {classes - 1}")
         if kind == "image" and inputs.dtype != np.uint8:
             raise BadInput(f"{folder}: {split} pixels are {inputs.dtype}, not unsigned bytes")
-    return parts, classes, kind
+    return kind, classes, parts

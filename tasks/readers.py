@@ -20,9 +20,9 @@ from tasks.archives import files, named
 
 
 def by_name(folder, names, decode, archives=()):
-    """{split: decode(*its files)}, `names` {split: names of its files}; an archive is read once."""
+    """{split: decode(*its files)}, `names` {split: names of its files}; reads an archive once."""
     contents = iter(named(folder, sum(names.values(), []), archives))
-    return {split: decode(*islice(contents, len(own))) for split, own in names.items()}
+    return {split: decode(*islice(contents, len(part))) for split, part in names.items()}
 
 
 # ---- images: files -> (inputs, labels) -----------------------------------------------------------

@@ -122,7 +122,7 @@ def test_images_of_a_published_set(task, tmp_path):
     assert data.classes(task, str(tmp_path)) == published.DATASETS[task].classes
     assert set(data.load(task, "calib", str(tmp_path))[1].tolist()) == {-1}
     counts = {split: len(data.load(task, split, str(tmp_path))[1]) for split in data.SPLITS}
-    total = len(published.read(task, str(tmp_path))[0]["train"][1])
+    total = len(published.read(task, str(tmp_path))[2]["train"][1])
     own = task == "bloodmnist"                                   # it has a val split of its own
     assert counts["train"] == total - total // 10 * (1 if own else 2)
     assert counts["val"] == (4 if own else total // 10)
