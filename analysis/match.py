@@ -136,7 +136,7 @@ def main():
     if args.out:
         huggingface.kind_of(encoder)                       # BadInput if it cannot be written
     encode = encoders.encoding(args.a)
-    tasks = [task for task in data.TASKS if data.kind(task) == encoder.kind]
+    tasks = list(data.suite(encoder.kind).TASKS)
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
     print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on "
           f"{args.split}")

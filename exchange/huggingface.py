@@ -1,6 +1,6 @@
 """Encoders as Hugging Face folders: what transformers, and models.load, read.
 
-    model.safetensors           the weights, under the names of safetensors.py's table
+    model.safetensors           the weights, under the names of encoders/names.py's table
     config.json                 architecture: ViTModel, Dinov2Model or BertModel
     preprocessor_config.json    images: size, mean, std;  texts: vocab.txt, tokenizer_config.json
 
@@ -19,7 +19,7 @@ import torch
 
 import lora
 from experiment import run_folder
-from encoders import safetensors
+from encoders import names, safetensors
 from errors import BadInput
 from encoders.heads import HEADS
 
@@ -77,7 +77,7 @@ def module_name(kind, layer):
 def our_layer(module):
     """The inverse, for names in memory and in files, with or without vit. and the like before."""
     name = f"{module}.weight"
-    for pattern, replacement in RENAMES + safetensors.RENAMES:
+    for pattern, replacement in RENAMES + names.RENAMES:
         name = re.sub(pattern, replacement, name)
     return name.removesuffix(".weight")
 

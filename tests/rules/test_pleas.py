@@ -52,7 +52,8 @@ def test_pleas_of_equal_tasks_is_the_task(encoder):
 def test_pleas_of_a_model_and_its_permutation_is_the_model(encoder):
     base, (tau, _), data = pleas_problem(encoder, 0.1)
     a = {k: base[k] + tau[k] for k in base}
-    b = matching.permute(matching.permute(a, "blocks.0", UNIT_ORDER, HEAD_ORDER), "blocks.1", UNIT_ORDER)
+    b = matching.permute(a, "blocks.0", UNIT_ORDER, HEAD_ORDER)
+    b = matching.permute(b, "blocks.1", UNIT_ORDER)
     taus = [tau, {k: b[k] - base[k] for k in base}]
     same(RULES["pleas"](base, taus, heads=2, **data), a, atol=1e-6, rtol=0)
     k = "blocks.0.fc1.weight"
