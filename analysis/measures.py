@@ -14,14 +14,13 @@ Entropy as a stand-in for the loss: AdaMerging, arXiv:2310.02575
 
 Models are dicts name -> tensor, the key order does not matter; `functions[t]` is a callable
 (params, x (B, ...)) -> logits (B, C_t). Sums run in float64, tensor by tensor, so that no T x n
-stack is ever made; results are float64 on the CPU. What was measured is the caller's choice: the
-cosine of two LoRA factors B is not the cosine of the products B A.
+stack is ever made; results are float64 on the CPU. What the dicts hold matters: the cosine of two
+LoRA factors B is not the cosine of the products B A.
 Differs  the axes of a landscape are tau_a and tau_b themselves. Axes between merged models, such as
          tau_a - tau_b and tau_b - tau_a, can be antiparallel: a line drawn as a plane.
 """
 
 import itertools
-import statistics
 
 import torch
 import torch.nn.functional as F
@@ -60,18 +59,7 @@ def pairwise(function, dicts):
     return out
 
 
-# ---- scores --------------------------------------------------------------------------------------
-
-
-def normalised(scores, single):
-    """{task: merged score / single-task score}; print the absolute scores next to it.
-
-    BadInput where a task has no single-task score. A single score of 0 counts as 1e-9.
-    """
-    if odd := [task for task in scores if task not in single]:
-        raise BadInput(f"no single-task score for {', '.join(map(str, odd[:5]))}: "
-                       "score the fine-tuned model of every task first")
-    return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
+# ---- subsets and forgetting ----------------------------------------------------------------------
 
 
 def subsets(tasks, sizes=None):
@@ -84,15 +72,6 @@ def subsets(tasks, sizes=None):
     if odd := [size for size in sizes if not 1 <= size <= len(tasks)]:
         raise BadInput(f"subset sizes {odd} are outside 1 .. {len(tasks)}, the number of tasks")
     return itertools.chain.from_iterable(itertools.combinations(tasks, size) for size in sizes)
-
-
-def by_size(results):
-    """{subset: value} -> {number of members K: (mean, min, max)}, K increasing."""
-    groups = {}
-    for subset, value in results.items():
-        groups.setdefault(len(subset), []).append(value)
-    return {size: (statistics.fmean(groups[size]), min(groups[size]), max(groups[size]))
-            for size in sorted(groups)}
 
 
 def forgetting(base_target, base_control, curve, keep=0.95):

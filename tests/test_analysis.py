@@ -7,6 +7,7 @@ import torch
 
 from analysis import measures
 from errors import BadInput
+from experiment import scoring
 from merge import flatten
 
 KEYS = {"blocks.0.w": (3, 5), "a": (7,)}
@@ -32,11 +33,11 @@ def linear(params, x):
 
 
 def test_normalised_by_hand():
-    assert measures.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
+    assert scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
         {"a": 0.5, "b": 1.5})
     with pytest.raises(BadInput, match="no single-task score for b"):
-        measures.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8})
-    assert measures.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
+        scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8})
+    assert scoring.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
 
 
 def test_subsets_of_seven_tasks_are_the_120_of_the_protocol():
@@ -48,11 +49,6 @@ def test_subsets_of_seven_tasks_are_the_120_of_the_protocol():
     assert list(measures.subsets("ab", sizes=[1])) == [("a",), ("b",)]
     with pytest.raises(BadInput, match=r"subset sizes \[0, 4\] are outside 1 .. 3"):
         measures.subsets("abc", sizes=(0, 3, 4))
-
-
-def test_by_size_by_hand():
-    results = {("a", "b", "c"): 5.0, ("a", "b"): 1.0, ("a", "c"): 2.0, ("b", "c"): 6.0}
-    assert list(measures.by_size(results).items()) == [(2, (3.0, 1.0, 6.0)), (3, (5.0, 5.0, 5.0))]
 
 
 def test_forgetting_keeps_the_control():

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bench import compare
+from experiment import cli
 import eval as evaluation
 import lora
 import merge
@@ -167,8 +168,8 @@ def test_list_commands(command):
 
 
 def test_grid_and_settings():
-    assert evaluation.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
-    assert evaluation.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
+    assert cli.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
+    assert cli.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
 
 
 # ---- merging runs --------------------------------------------------------------------------------
