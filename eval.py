@@ -7,8 +7,8 @@
     python eval.py --list                                    # every rule and its keys
 
 Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
-experiment/scoring.py explains the scores. Below: merging, then the command line. analysis/, exchange/
-and experiment.jobs are for some calls only and imported where they are used.
+experiment/scoring.py explains the scores. Below: merging, then the command line. analysis/,
+exchange/ and experiment.jobs are for some calls only and imported where they are used.
 """
 
 import argparse

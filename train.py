@@ -52,16 +52,16 @@ def train(setting, task, out):
     trainable, frozen = cli.describe(model, setting, names)
 
     tasks = {name: load_task(name, setting, base) for name in task.split(",")}
-    score = lambda split: {name: accuracy(model, head, *splits[split])
-                           for name, (head, splits) in tasks.items()}
+    score = lambda model, split: {name: accuracy(model, head, *splits[split])
+                                  for name, (head, splits) in tasks.items()}
     if RANK == 0:
         run_folder.start_folder(folder, setting)
-    start, base_val = run_folder.state(model)[0], statistics.fmean(score("val").values())
+    start, base_val = run_folder.state(model)[0], statistics.fmean(score(base, "val").values())
     log = fit(model, [(head, *splits["train"]) for head, splits in tasks.values()], setting, folder)
     if RANK > 0:
         return
 
-    val, test, seconds = score("val"), score("test"), time.time() - began
+    val, test, seconds = score(model, "val"), score(model, "test"), time.time() - began
     result = {"base_val": base_val, "val": statistics.fmean(val.values()),
               "test": statistics.fmean(test.values()), "trainable": trainable, "frozen": frozen,
               "seconds": round(seconds, 1)}

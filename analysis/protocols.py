@@ -52,8 +52,8 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
                     rows))
     if a.folder:
         plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
-                     f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst to "
-                     "the best one; 1 is as good as the single models. One lam per rule and number "
+                     f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst "
+                     "to the best one; 1 is as good as the single models. One lam per rule and number "
                      "of tasks, chosen on validation.", a.path("subsets"))
         plots.scatter(pairs, "normalised accuracy, first task of the pair",
                       "normalised accuracy, second task", f"All pairs of tasks, {a.method}",
@@ -63,7 +63,7 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
 
 
 def best_lam(merged, lams):
-    """The lam with the best accuracy on val, the mean over tasks and subsets; the first of equals."""
+    """The lam with the best accuracy on val, a mean over subsets and their tasks."""
     best, best_score = None, -1.0
     for lam in lams:
         score = statistics.fmean(statistics.fmean(s.score(lam, n, "val") for n in s.members)

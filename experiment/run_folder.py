@@ -203,7 +203,7 @@ def rebuild(run, encoder):
     """Put the adapter of a run on `encoder` (changed in place) and return the model as trained."""
     s = run["setting"]
     model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]),
-                     quantize=s["quantize"], **s["hp"])     # SWITCH quantizer=quantizer(s["quantize"])
+                     quantize=s["quantize"], **s["hp"])          # SWITCH quantizer(s["quantize"])
     set_tensors(model, run["trained"], run["buffers"], run["folder"] / "adapter.pt")
     set_start(model, run["start"])
     return model

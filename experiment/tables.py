@@ -12,8 +12,9 @@ def report(seeds, costs):
     costs   False: a column per task; True: the worst task, seconds and memory of each rule
     """
     def cell(values):
-        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.3f}{spread}"
+        if len(values) == 1:
+            return f"{values[0]:.3f}"
+        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
 
     tasks, lines = list(seeds[0]["base"]["scores"]), []
     for name, first in seeds[0].items():
