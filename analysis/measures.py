@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from errors import BadInput
-from merge import add, layer_of
+from merge import add, check_length, layer_of
 from rules.adamerging import entropy
 
 
@@ -42,12 +42,6 @@ def check_alike(name, dicts):
             raise BadInput(f"{name} {i} differs from the first in {', '.join(odd[:5])}: "
                            "compare models of one shape that train the same layers")
     return dicts
-
-
-def check_count(name, values, count):
-    """Raise BadInput unless there are `count` of them."""
-    if len(values) != count:
-        raise BadInput(f"{len(values)} {name} for {count} tasks: give one for each")
 
 
 def pairwise(function, dicts):
@@ -169,7 +163,8 @@ def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
     made once. Outputs that add up, as those of a linearized model do, do not imply xi = 0: the
     other vector must also be silent on this task's inputs. BadInput for other than two tasks.
     """
-    check_count("functions", functions, 2), check_count("inputs", inputs, 2)
+    for name, given in (("functions", functions), ("inputs", inputs)):
+        check_length(name, given, (tau_a, tau_b))
     lams = [float(lam) for lam in lams]
     predict = lambda t, params: functions[t](params, inputs[t]).argmax(-1)
     alone = [[predict(t, add(base, tau, lam)) for lam in lams]
@@ -187,7 +182,7 @@ def landscape(base, tau_a, tau_b, losses, lams):
 
     losses   two callables params -> number;  lams   n coefficients, the same for both axes
     """
-    check_count("losses", losses, 2)
+    check_length("losses", losses, (tau_a, tau_b))
     lams = [float(lam) for lam in lams]
     out = torch.zeros(len(lams), len(lams), dtype=torch.float64)
     for place, params in plane(base, tau_a, tau_b, lams, "landscape"):
@@ -231,7 +226,8 @@ def entropy_and_loss(base, taus, functions, labelled, lams):
     function and one pair for every task vector.
     """
     taus = check_alike("task vector", [base, *taus])[1:]
-    check_count("functions", functions, len(taus)), check_count("labelled", labelled, len(taus))
+    for name, given in (("functions", functions), ("labelled", labelled)):
+        check_length(name, given, taus)
     total = {k: sum(tau[k] for tau in taus) for k in base}
     H, L = [], []
     for lam in tqdm([float(lam) for lam in lams], desc="entropy"):

@@ -19,9 +19,9 @@ import encoders
 from analysis import plots
 from bench.merging import task_vectors
 from bench.steps import Contender
-from bench.turns import turns
+from bench.turns import keep_freed_memory, stop_keeping_freed_memory, turns
 from experiment import cli
-from experiment.measure import Peak, keep_freed_memory, stop_keeping_freed_memory
+from experiment.measure import Peak
 from experiment.scoring import RULES
 
 SIZES = {"rank": (2, 4, 8, 16, 32, 64), "depth": (1, 2, 4, 8, 16), "batch": (4, 8, 16, 32, 64, 128),

@@ -15,10 +15,10 @@ import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
-from bench.turns import ratio, turns
+from bench.turns import keep_freed_memory, ratio, stop_keeping_freed_memory, turns
 from encoders import ViT
 from experiment import cli
-from experiment.measure import Peak, keep_freed_memory, stop_keeping_freed_memory
+from experiment.measure import Peak
 from experiment.scoring import RULES
 from merge import flatten, unflatten
 from rules.adamerging import coefficient_gradient, combine, entropy, group_index, weight_gradient

@@ -206,7 +206,7 @@ def test_landscape_by_hand():
     out = measures.landscape(base, tau_a, tau_b, losses, [-0.5, 0, 1])
     assert out.tolist() == [[-2.75, 2.25, 12.25], [-2, 3, 13], [1, 6, 16]]
     assert base["p"].tolist() == [1, 2]
-    with pytest.raises(BadInput, match="3 losses for 2 tasks"):
+    with pytest.raises(BadInput, match="3 losses for 2 task vectors"):
         measures.landscape(base, tau_a, tau_b, losses + losses[:1], [0])
     with pytest.raises(BadInput, match="task vector 2 differs from the first in p"):
         measures.landscape(base, tau_a, {"p": torch.zeros(3)}, losses, [0])
@@ -252,5 +252,5 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
     assert out["entropy"].shape == (3, 2) and out["entropy"].dtype == torch.float64
     assert out["entropy"][2, 0].item() == pytest.approx(-p * math.log(p)
                                                         - (1 - p) * math.log(1 - p))
-    with pytest.raises(BadInput, match="1 labelled for 2 tasks"):
+    with pytest.raises(BadInput, match="1 labelled for 2 task vectors"):
         measures.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right)], [0])
