@@ -9,47 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")    # tiny tensors: a second thread
 import pytest
 import torch
 
-import adapters  # noqa: F401
-from experiment import cli
 import encoders
-from experiment import run_folder
-from encoders import safetensors
-from encoders.bert import BERT
-
-TINY = {"image": 28, "patch": 7, "channels": 1, "width": 16, "depth": 2, "heads": 2, "hidden": 24,
-        "mean": [0.5], "std": [0.5]}
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
-TINY_TEXT = {"vocab": len(WORDS), "positions": 64, "types": 2, "width": 16, "depth": 2, "heads": 2,
-             "hidden": 24}
-
-
-def write_checkpoint(folder, seed=4):
-    """A ViT of 2 blocks and width 16 at random weights, as a checkpoint folder."""
-    folder.mkdir(parents=True)
-    torch.manual_seed(seed)
-    safetensors.write(encoders.ViT(**TINY).state_dict(), folder / "model.safetensors")
-    run_folder.write_json({"model_type": "vit_encoder"} | TINY, folder / "config.json")
-    return folder
-
-
-def write_text_checkpoint(folder, seed=4):
-    """A BERT of 2 blocks and width 16 at random weights that spells, as a checkpoint folder."""
-    folder.mkdir(parents=True)
-    safetensors.write(text_encoder(seed).state_dict(), folder / "model.safetensors")
-    run_folder.write_json({"model_type": "bert_encoder"} | TINY_TEXT, folder / "config.json")
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return folder
-
-
-def text_encoder(seed=3):
-    """A two-block BERT with random weights, and embeddings large enough to tell words apart."""
-    torch.manual_seed(seed)
-    model = BERT(**TINY_TEXT, sep=3)
-    with torch.no_grad():
-        for table in (model.word, model.position, model.segment):
-            table.weight.mul_(20)
-    return model
+import train
+from experiment import cli
+from support import QUICK, TINY, write_checkpoint, write_text_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -95,11 +58,10 @@ def real():
     return Path(folder)
 
 
-def perturb(module, size=0.3, seed=1):
-    """Move every trained parameter away from its start; returns the module."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            if p.requires_grad:
-                p += size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-    return module
+@pytest.fixture
+def fit(command, tiny, tmp_path):
+    """fit("--adapter", "lora", ...) trains the tiny encoder for 6 steps into tmp_path/runs."""
+    def call(*words):
+        return command(train.main, "--model", tiny,
+                       "--out", tmp_path / "runs/{adapter}-{task}-s{seed}", *QUICK, *words)
+    return call

@@ -14,35 +14,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import compare
-from experiment import cli
+import encoders
 import eval as evaluation
 import lora
 import merge
-import encoders
+import train
+from bench import compare
+from encoders import safetensors
+from experiment import cli, run_folder, spaces
+from files import write_idx
+from lora import ADAPTERS
 from pretrain import __main__ as pretrain
 from pretrain import vit
-from experiment import run_folder
-from experiment import spaces
-import train
-from encoders import safetensors
-from conftest import perturb, write_checkpoint
-from lora import ADAPTERS
-from test_data import write_idx
+from support import QUICK, write_checkpoint
 
 ROOT = Path(train.__file__).parent
 SPECIAL = {"lora_dash": ["--set", "launch=2"],
            "rosa": ["--set", "warmup=3", "--set", "collect=2"]}       # settings that fit six steps
-QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
-
-
-@pytest.fixture
-def fit(command, tiny, tmp_path):
-    """fit("--adapter", "lora", ...) trains the tiny encoder for 6 steps into tmp_path/runs."""
-    def call(*words):
-        return command(train.main, "--model", tiny,
-                       "--out", tmp_path / "runs/{adapter}-{task}-s{seed}", *QUICK, *words)
-    return call
 
 
 def tensors(folder):

@@ -1,6 +1,5 @@
 """Generated tasks: deterministic, disjoint, balanced. IDX files: read right, or refused."""
 
-import gzip
 import hashlib
 import struct
 import zlib
@@ -10,10 +9,11 @@ import pytest
 import torch
 
 import data
+from errors import BadInput
+from files import idx, write_idx
 from pretrain import vit
 from tasks import drawn
 from tasks.__main__ import write_png
-from errors import BadInput
 
 every_task = pytest.mark.parametrize("task", drawn.TASKS)
 
@@ -126,30 +126,6 @@ def test_unknown_tasks():
 
 
 # ---- IDX -----------------------------------------------------------------------------------------
-
-
-def idx(values):
-    """An IDX file of unsigned bytes, written independently of data.py."""
-    values = np.asarray(values, np.uint8)
-    return (b"\0\0\x08" + bytes([values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-            + values.tobytes())
-
-
-def write_idx(folder, zipped=True, classes=3, n=(40, 12), **replace):
-    """A folder of four IDX files; `replace` gives the bytes of one, e.g. train_labels=b'...'."""
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    for part, count in zip(("train", "t10k"), n):
-        files = {"images-idx3": idx(rng.integers(0, 256, (count, 6, 5))),
-                 "labels-idx1": idx(np.arange(count) % classes)}
-        for kind, content in files.items():
-            content = replace.get(f"{part}_{kind[:6]}", content)
-            path = folder / f"{part}-{kind}-ubyte"
-            if zipped:
-                gzip.open(f"{path}.gz", "wb").write(content)
-            else:
-                path.write_bytes(content)
-    return str(folder)
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -46,7 +46,7 @@ def test_a_new_file_is_a_new_adapter(tiny, tmp_path):
                 "--model", tiny, "--steps", 4, "--limit", 40)
     assert done.returncode == 0 and "trainable 12," in done.stdout, done.stderr
     assert call("eval.py", "runs/tiny-scalar.layer-digits-s0", "--limit", 20).returncode == 0
-    files = "tests/test_adapters.py", "tests/test_linearize.py"
+    files = "tests/adapters/test_adapters.py", "tests/test_linearize.py"
     tests = call("-m", "pytest", *files, "-k", "scalar")
     assert tests.returncode == 0, tests.stdout
     assert int(re.search(r"(\d+) passed", tests.stdout)[1]) >= 15

@@ -7,59 +7,35 @@ import torch
 import torch.nn.functional as F
 
 import lora
-from conftest import perturb
-from linearize import (LayerTaylor, LinearizedModel, adapt, encoder_of, set_start, snapshot, taylor,
-                       undecayed)
+from linearize import (
+    LayerTaylor,
+    LinearizedModel,
+    adapt,
+    encoder_of,
+    snapshot,
+    taylor,
+    undecayed,
+)
 from lora import ADAPTERS
-from test_adapters import SHAPES, every_adapter, inputs, make, small
-from test_adapters import moved as moved_layer
+from support import (
+    SHAPES,
+    adapted,
+    displacement,
+    every_adapter,
+    inputs,
+    make,
+    moved,
+    perturb,
+    placed,
+    small,
+    sums_and_differences,
+)
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
 
-def adapted(encoder, name, reading, away=0.2, x=torch.ones(1, 1, 28, 28).double()):
-    """An encoder, linearized around a start that is `away` from the initialisation; x its input."""
-    generator = torch.Generator().manual_seed(0)
-    model, _ = adapt(encoder, name, reading, generator=generator, **small(name))
-    layers = list(lora.adapters(encoder_of(model)).values())
-    for step in (1, 2) if away else ():              # let schedules run: supports, directions
-        model(x).square().sum().backward()
-        type(layers[0]).after_backward(layers, step, 2)
-        type(layers[0]).after_step(layers, step, 2)
-        encoder_of(model).zero_grad()
-    perturb(encoder_of(model), away)
-    for layer in lora.adapters(encoder_of(model)).values():
-        if isinstance(layer, ADAPTERS["l_lora"]):
-            layer.A0.copy_(layer.A.detach()), layer.B0.copy_(layer.B.detach())
-    set_start(model, snapshot(encoder_of(model)))
-    return model
-
-
-def displacement(model, seed, size=0.05):
-    generator = torch.Generator().manual_seed(seed)
-    return {n: size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-            for n, p in lora.trainable(encoder_of(model)).items()}
-
-
-def moved(model, start, *taus):
-    """Output function of the model at start + sum of taus."""
-    with torch.no_grad():
-        for n, p in lora.trainable(encoder_of(model)).items():
-            p.copy_(start[n] + sum((tau[n] for tau in taus), torch.zeros_like(p)))
-    return model
-
-
 def images():
     return torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def sums_and_differences(model, x):
-    """f(p0 + t1 + t2) - f(p0), and [f(p0 + t1) - f(p0)] + [f(p0 + t2) - f(p0)]."""
-    start = {n: p.detach().clone() for n, p in lora.trainable(encoder_of(model)).items()}
-    t1, t2 = displacement(model, 1), displacement(model, 2)
-    with torch.no_grad():
-        f0, f1, f2, f12 = (moved(model, start, *t)(x) for t in ((), (t1,), (t2,), (t1, t2)))
-    return f12 - f0, (f1 - f0) + (f2 - f0)
 
 
 @every_adapter
@@ -87,10 +63,10 @@ def test_value_and_first_derivative_at_the_expansion_point(encoder, name, readin
     v, h = displacement(plain, 1, 1.0), 1e-4
     step = lambda s: {n: s * t for n, t in v.items()}
     with torch.no_grad():
-        f0 = moved(plain, start)(x)
-        slope = (moved(plain, start, step(h))(x) - moved(plain, start, step(-h))(x)) / (2 * h)
-        torch.testing.assert_close(moved(linear, rename(start))(x), f0, atol=1e-12, rtol=0)
-        at_h = moved(linear, rename(start), rename(step(1e-6)))(x)
+        f0 = placed(plain, start)(x)
+        slope = (placed(plain, start, step(h))(x) - placed(plain, start, step(-h))(x)) / (2 * h)
+        torch.testing.assert_close(placed(linear, rename(start))(x), f0, atol=1e-12, rtol=0)
+        at_h = placed(linear, rename(start), rename(step(1e-6)))(x)
     torch.testing.assert_close((at_h - f0) / 1e-6, slope, atol=2e-4, rtol=1e-3)
 
 
@@ -128,7 +104,7 @@ def test_closed_form_has_the_gradient_of_the_jvp():
 
 @every_adapter
 def test_layer_taylor_forward_is_its_dense_edit(name):
-    layer = LayerTaylor(moved_layer(name, (7, 5, True)))
+    layer = LayerTaylor(moved(name, (7, 5, True)))
     perturb(layer, seed=4)
     x, _ = inputs(layer)
     change = layer.delta_bias()

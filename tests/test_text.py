@@ -11,17 +11,14 @@ from torch.func import functional_call, jvp
 
 import eval as evaluation
 import merge
-from rules import fisher
-from experiment import run_folder
-from experiment import spaces
-from tasks import written
 import train
-from conftest import text_encoder
-from linearize import encoder_of
-from rules.pleas import permute_stream
+from experiment import run_folder, spaces
 from experiment.scoring import RULES, obstacle
-from test_adapters import every_adapter
-from test_linearize import adapted, sums_and_differences
+from linearize import encoder_of
+from rules import fisher
+from rules.pleas import permute_stream
+from support import adapted, every_adapter, sums_and_differences, text_encoder
+from tasks import written
 
 SEP = 3
 
@@ -179,7 +176,8 @@ def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter,
     assert code == 0 and "adapted 12 layers" in out, err
     folders = sorted(tmp_path.glob("*-s0"))
     run = run_folder.load(folders[0])
-    model, texts = run_folder.rebuild(run, run_folder.base_encoder(run)), ["a film", ("no cat", "a dog")]
+    model = run_folder.rebuild(run, run_folder.base_encoder(run))
+    texts = ["a film", ("no cat", "a dog")]
     base, taus, apply, call, *_ = spaces.vectors([run], spaces.default([run]))
     ids = encoder_of(model).encode(texts)
     merged = merge.add(base, taus[0])

@@ -1,0 +1,104 @@
+"""eval.py --analyze: every instrument runs on every space, and what it reports is what was run."""
+
+import importlib.util
+import json
+
+import pytest
+import torch
+
+import eval as evaluation
+import merge
+from analysis import protocols  # noqa: F401  (fills INSTRUMENTS)
+from analysis.instruments import INSTRUMENTS, Analysis, Subset
+from encoders.heads import correct, features
+from experiment import run_folder, spaces
+from experiment.scoring import Tasks
+
+TASKS = ("digits", "count", "shapes", "letters")
+
+
+@pytest.fixture(params=["lora", "l_lora"])
+def group(request, fit, tmp_path):
+    """Four tiny runs of one adapter: weight space, and a model linearized as a whole."""
+    assert fit("--adapter", request.param, "--task", ",".join(TASKS), "--lr", 0.05)[0] == 0
+    return sorted((tmp_path / "runs").iterdir())
+
+
+def analysis_of(group, examples=20):
+    loaded = [run_folder.load(folder) for folder in group]
+    space = spaces.vectors(loaded, spaces.default(loaded))
+    return Analysis(space, Tasks(loaded), "tiny", 0.5, examples)
+
+
+def test_every_instrument_prints_a_table_and_numbers(group, command, tmp_path):
+    file = tmp_path / "out.json"
+    assert evaluation.INSTRUMENTS == tuple(INSTRUMENTS)                # what --help names
+    code, out, err = command(evaluation.main, *group, "--analyze", "all", "--limit", 10,
+                             "--lam", 0.5, "--json", file)
+    assert code == 0, err
+    found = json.loads(file.read_text())["analysis"]
+    assert len(found) == len(INSTRUMENTS)
+    for name in INSTRUMENTS:
+        assert f"\n{name}: " in out and any(key.endswith(f" {name}") for key in found)
+    assert "requirements-figures.txt" in out
+
+
+def test_features_at_coefficients_are_those_of_the_merged_model(group):
+    """Also where a linearized model takes the short way over T + 1 passes."""
+    a = analysis_of(group)
+    c = [0.7, -0.2, 0.0, 1.3]
+    merged = merge.RULES["task_arithmetic"](a.space.base, a.space.taus, lam=1.0, coefficients=c)
+    x = a.sample("count", "test")[0]
+    direct = features(a.space.apply(merged), x)
+    torch.testing.assert_close(a.features(c, "count", "test"), direct, atol=1e-4, rtol=1e-4)
+    assert a.space.affine == ("l_lora" in str(group[0]))
+
+
+@pytest.mark.parametrize("rule", ["average", "task_arithmetic", "ties"])
+def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
+    """Two of the four, by the rule itself and by the short way, on both of their tasks."""
+    a, members, seen = analysis_of(group, examples=500), ["count", "shapes"], set()
+    taus = [a.space.taus[a.names.index(name)] for name in members]
+    score = Subset(a, rule, members).score
+    for lam in (0.3, 0.7, 2.0):
+        setting = {} if rule == "average" else {"lam": lam}
+        merged = merge.RULES[rule](a.space.base, taus, **setting)
+        for task in members:
+            images, labels = a.sample(task, "val")
+            direct = correct(a.tasks.heads[task], features(a.space.apply(merged), images), labels)
+            assert score(lam, task, "val") == pytest.approx(direct, abs=1.01 / len(labels))
+            seen.add((task, direct))
+    assert len(seen) == 2 if rule == "average" else len(seen) > 3
+
+
+def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
+    a = analysis_of(group, examples=40)
+    table = INSTRUMENTS["retention"](a)["table"]
+    for i, name in enumerate(a.names):
+        own = run_folder.load(group[i])["result"]["test"]
+        assert table[i + 1][i] == pytest.approx(own, abs=1e-9)
+        assert table[0][i] == a.score([0.0] * 4, name, "test")
+
+
+def test_disentanglement_is_zero_on_the_axes_of_its_task(group):
+    """At (0, 0) no task vector acts: nothing changes a class."""
+    found = INSTRUMENTS["disentangle"](analysis_of(group), lams=(0.0, 1.0))
+    assert found["xi"][0][0] == 0 and 0 <= found["box"] <= 2
+
+
+def test_the_same_task_twice_is_refused(fit, command, tmp_path):
+    fit("--adapter", "lora"), fit("--adapter", "lora", "--seed", 1)
+    code, _, err = command(evaluation.main, *(tmp_path / "runs").iterdir(), "--analyze", "cosine")
+    assert code == 2 and "give one run per task" in err
+
+
+def test_figures_or_one_line_how_to_get_them(group, command, tmp_path):
+    code, out, err = command(evaluation.main, *group, "--analyze",
+                             "cosine,pca,disentangle,landscape,entropy,subsets,coefficient",
+                             "--limit", 5, "--lam", 0.5, "--plot", tmp_path / "figures")
+    if importlib.util.find_spec("matplotlib") is None:
+        assert code == 2 and "pip install -r requirements-figures.txt" in err
+        assert not (tmp_path / "figures").exists()
+    else:
+        assert code == 0, err
+        assert len(list((tmp_path / "figures").glob("*.png"))) == 8

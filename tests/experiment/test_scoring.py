@@ -1,0 +1,96 @@
+"""score.py: choosing on validation, models behind a router, seconds and memory."""
+
+import pytest
+import torch
+
+import merge
+from experiment import run_folder, spaces
+from experiment.measure import Peak, reset_high_water
+from experiment.scoring import Tasks, along, search
+
+
+@pytest.fixture(params=["lora", "l_lora"])
+def group(request, fit, tmp_path):
+    """(runs, space, tasks) of two tiny runs, in weight space and linearized as a whole."""
+    assert fit("--adapter", request.param, "--task", "digits,count", "--lr", 0.05)[0] == 0
+    loaded = [run_folder.load(folder) for folder in sorted((tmp_path / "runs").iterdir())]
+    return loaded, spaces.vectors(loaded, spaces.default(loaded)), Tasks(loaded)
+
+
+def test_search_takes_the_best_setting_on_val(group):
+    """The short way over lam gives the accuracies of the merged models themselves."""
+    _, space, tasks = group
+    choices = [{"lam": lam} for lam in (0.0, 0.5, 1.0, 3.0)]
+    row = search("task_arithmetic", choices, space, tasks)
+    direct = []
+    for choice in choices:
+        merged = merge.RULES["task_arithmetic"](space.base, space.taus, **choice)
+        scores = tasks.scores(space.apply(merged), "val")
+        direct.append(sum(scores.values()) / 2)
+    assert [score for _, score in row["val_curve"]] == pytest.approx(direct, abs=0.026)
+    best = max(range(4), key=lambda i: row["val_curve"][i][1])
+    assert row["chosen"] == choices[best] and row["seconds"] > 0
+    merged = along(space.base, merge.add(space.base, space.taus[0]), 0.25)
+    torch.testing.assert_close(merged, merge.add(space.base, space.taus[0], 0.25))
+
+
+def test_experts_are_scored_on_their_own_task_or_where_the_router_sends(group):
+    _, space, tasks = group
+    models = [merge.add(space.base, tau) for tau in space.taus]
+    own = tasks.score_result(merge.Experts(models), space, "test")
+    for name, model in zip(tasks.order, models):
+        assert own[name] == tasks.score(space.apply(model), "test", name)
+    to_second = merge.Experts(models, lambda x: torch.ones(len(x), dtype=torch.int64))
+    sent = tasks.routed(to_second, space, "test")
+    assert [sum(own) for _, own in sent.values()] == [0, 40]
+    routed = tasks.score_result(to_second, space, "test")
+    assert routed == pytest.approx(tasks.scores(space.apply(models[1]), "test"))
+
+
+def test_rules_get_the_data_they_name(group):
+    _, space, tasks = group
+    made = tasks.material(space, ["functions", "batches", "labelled", "scores"])
+    x, y = made["labelled"][1]
+    model = merge.add(space.base, space.taus[1])
+    logits = made["functions"][1](model, x)
+    accuracy = (logits.argmax(1) == y).double().mean().item()
+    assert accuracy == tasks.score(space.apply(model), "val", tasks.order[1])
+    assert len(made["batches"]) == 2 and made["scores"][0] == tasks.runs[tasks.order[0]]["result"][
+        "val"]
+    assert torch.equal(made["batches"][0], tasks.data("calib", tasks.order[0])[0])
+
+
+def test_regmean_sees_the_inputs_of_every_layer(group):
+    """x W^T + b of the recorded inputs is what the layer computes."""
+    _, space, tasks = group
+    x = tasks.data("val", "digits")[0][:2]
+    if space.activations is None:
+        return
+    seen = space.activations(space.base, x)
+    assert set(seen) == set(space.base)
+    width = {k: v.shape[1] for k, v in space.base.items()}
+    assert all(seen[k].shape == (2 * 17, width[k]) for k in seen)     # 16 patches and a class token
+    assert torch.equal(seen["blocks.0.q.weight"], seen["blocks.0.v.weight"])
+    changed = {k: v + (k == "blocks.0.fc1.weight") for k, v in space.base.items()}
+    other = space.activations(changed, x)
+    assert torch.equal(seen["blocks.0.fc1.weight"], other["blocks.0.fc1.weight"])
+    assert not torch.equal(seen["blocks.0.fc2.weight"], other["blocks.0.fc2.weight"])
+
+
+@pytest.mark.skipif(reset_high_water() is None, reason="this system does not count peak memory")
+def test_peak_sees_what_is_allocated_and_let_go():
+    """64 MB, held for less than any sampling would notice; then what came before is forgotten."""
+    with Peak() as peak:
+        torch.ones(16_000_000).sum()
+    assert peak.seconds > 0 and 50e6 < peak.bytes < 100e6
+    with Peak() as peak:
+        pass
+    assert peak.bytes < 10e6
+
+
+def test_a_lam_of_experts_is_a_setting_like_any_other(group):
+    """Twin's lam is that of its shared part: every value is a run of the rule."""
+    _, space, tasks = group
+    row = search("twin", [{"lam": 0.0, "steps": 2}, {"lam": 0.5, "steps": 2}], space, tasks)
+    assert isinstance(row["result"], merge.Experts) and len(row["val_curve"]) == 2
+    assert row["chosen"]["lam"] in (0.0, 0.5)

@@ -1,0 +1,112 @@
+"""Rules on singular values: worked examples and identities, in float64."""
+
+import pytest
+import torch
+
+from merge import RULES
+from rules import spectra
+
+
+def diagonal(*entries):
+    return torch.diag(torch.tensor(entries, dtype=torch.float64))
+
+
+def merged(name, *taus, **keywords):
+    """The merged task vector of one matrix each."""
+    zero = {"w": torch.zeros_like(taus[0])}
+    return RULES[name](zero, [{"w": tau} for tau in taus], **keywords)["w"]
+
+
+def low_rank(rank, seed, shape=(6, 9)):
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *size: torch.randn(*size, generator=g, dtype=torch.float64)
+    return draw(shape[0], rank) @ draw(rank, shape[1])
+
+
+def close(a, b, tolerance=1e-9):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["tsv", "knots", "wudi"])
+def test_tasks_on_orthogonal_axes_are_added(name):
+    a, b = diagonal(3, 0, 0, 0), diagonal(0, 2, 0, 0)
+    close(merged(name, a, b, **({"density": 1.0} if name == "knots" else {})), a + b)
+
+
+def test_other_keys_take_the_mean():
+    base = {"w": torch.zeros(2, 2), "b": torch.zeros(2)}
+    taus = [{"w": torch.eye(2), "b": torch.tensor([1.0, 3])},
+            {"w": torch.eye(2), "b": torch.tensor([3.0, 1])}]
+    for name in ("tsv", "iso_c", "iso_cts", "knots", "wudi"):
+        assert RULES[name](base, taus)["b"].tolist() == [2, 2], name
+
+
+def test_tsv_of_the_same_rank_one_task_twice_invents_nothing():
+    """The stacked directions repeat each other; a full polar factor would add e2 e2^T."""
+    close(merged("tsv", diagonal(2, 0), diagonal(2, 0)), diagonal(2, 0))
+
+
+def test_tsv_keeps_the_share_of_the_rank():
+    """Two tasks on 4 x 4 keep two triplets each: the small one of the first is cut."""
+    close(merged("tsv", diagonal(5, 4, 1, 0), diagonal(0, 0, 0, 7)), diagonal(5, 4, 0, 7))
+
+
+def test_tsv_directions_become_orthonormal():
+    """u1 = e1 and u2 at 60 degrees: the polar factor turns each by 15 degrees, like Loewdin's."""
+    u = torch.tensor([[1.0, 0.5], [0.0, 0.75 ** 0.5]], dtype=torch.float64)
+    P = spectra.polar(u)
+    close(P.T @ P, torch.eye(2, dtype=torch.float64))
+    close((P * u).sum(0), torch.full((2,), torch.pi / 12, dtype=torch.float64).cos())
+
+
+def test_iso_c_by_hand_and_its_nuclear_norm():
+    close(merged("iso_c", diagonal(3, 0), diagonal(0, 1)), diagonal(2, 2))
+    a, b = low_rank(6, 0), low_rank(6, 1)
+    nuclear = lambda m: torch.linalg.svdvals(m).sum()
+    close(nuclear(merged("iso_c", a, b)), nuclear(a + b))
+
+
+def test_iso_c_leaves_directions_alone_that_no_task_has():
+    assert torch.linalg.matrix_rank(merged("iso_c", low_rank(1, 0), low_rank(2, 1))) == 3
+
+
+def test_iso_cts_with_everything_common_is_iso_c():
+    a, b = low_rank(6, 0), low_rank(6, 1)
+    close(merged("iso_cts", a, b, common=1.0), merged("iso_c", a, b))
+
+
+def test_iso_cts_by_hand():
+    """Rank 4, half common: e1, e2 of the sum; then the top of what each task has besides."""
+    a, b = diagonal(6, 0, 1, 0), diagonal(0, 4, 0, 1)
+    close(merged("iso_cts", a, b, common=0.5), diagonal(3, 3, 3, 3))
+
+
+def test_knots_common_basis_reproduces_every_task():
+    stack = torch.stack([low_rank(2, seed) for seed in range(3)])
+    basis, parts = spectra.align(stack)
+    close(basis @ parts, stack)
+    assert basis.shape == (6, 6)
+    summed = merged("knots", *stack, density=1.0, agg="sum")
+    assert (summed - stack.sum(0)).abs().max() > 1e-3                   # election does change it
+
+
+def test_knots_of_the_same_task_twice_is_the_task():
+    a = low_rank(3, 0)
+    close(merged("knots", a, a, density=1.0), a)
+
+
+def test_wudi_is_the_limit_of_its_iteration():
+    """Gradient descent from sum tau on sum ||(M - tau) tau^T||^2 / ||tau||^2."""
+    taus = [low_rank(2, seed, (4, 6)) for seed in range(2)]             # leaves two inputs unused
+    M = sum(taus)
+    grams = [tau.T @ tau / tau.square().sum() for tau in taus]
+    step = 0.9 / torch.linalg.matrix_norm(sum(grams), 2)
+    for _ in range(20_000):
+        M = M - step * sum((M - tau) @ G for tau, G in zip(taus, grams))
+    close(merged("wudi", *taus), M, 1e-7)
+
+
+def test_wudi_loss_is_below_that_of_the_sum():
+    taus = [low_rank(6, seed) for seed in range(3)]
+    loss = lambda M: sum(((M - t) @ t.T).square().sum() / t.square().sum() for t in taus)
+    assert loss(merged("wudi", *taus)) < 0.5 * loss(sum(taus))
