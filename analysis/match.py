@@ -133,7 +133,7 @@ def main():
     encoder, other = encoders.load(args.a), encoders.load(args.b)
     check_alike(encoder, other)
     if args.out:
-        huggingface.kind_of(encoder)                       # BadInput if it cannot be written
+        huggingface.type_of(encoder)                       # BadInput if it cannot be written
     encode = encoders.encoding(args.a)
     tasks = [task for task in data.TASKS if data.kind(task) == encoder.kind]
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]

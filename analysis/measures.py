@@ -38,8 +38,8 @@ def check_alike(name, dicts):
         raise BadInput(f"no {name} given: give at least one")
     shapes = [{k: v.shape for k, v in d.items()} for d in dicts]
     for i, other in enumerate(shapes):
-        if odd := sorted({k for k, _ in shapes[0].items() ^ other.items()}):
-            raise BadInput(f"{name} {i} differs from the first in {', '.join(odd[:5])}: "
+        if differing := sorted({k for k, _ in shapes[0].items() ^ other.items()}):
+            raise BadInput(f"{name} {i} differs from the first in {', '.join(differing[:5])}: "
                            "compare models of one shape that train the same layers")
     return dicts
 
@@ -53,19 +53,7 @@ def pairwise(function, dicts):
     return out
 
 
-# ---- subsets and forgetting ----------------------------------------------------------------------
-
-
-def subsets(tasks, sizes=None):
-    """All subsets of the tasks as tuples: smaller ones first, each in the order of `tasks`.
-
-    sizes   the numbers of members K, default 2 .. T; BadInput for one outside 1 .. T
-    """
-    tasks = list(tasks)
-    sizes = range(2, len(tasks) + 1) if sizes is None else sorted(sizes)
-    if odd := [size for size in sizes if not 1 <= size <= len(tasks)]:
-        raise BadInput(f"subset sizes {odd} are outside 1 .. {len(tasks)}, the number of tasks")
-    return itertools.chain.from_iterable(itertools.combinations(tasks, size) for size in sizes)
+# ---- forgetting ----------------------------------------------------------------------------------
 
 
 def forgetting(base_target, base_control, curve, keep=0.95):
@@ -170,9 +158,9 @@ def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
     alone = [[predict(t, add(base, tau, lam)) for lam in lams]
              for t, tau in enumerate((tau_a, tau_b))]                        # 2 x n of (B_t,)
     xi = torch.zeros(len(lams), len(lams), dtype=torch.float64)
-    for place, params in plane(base, tau_a, tau_b, lams, "disentanglement"):
+    for cell, params in plane(base, tau_a, tau_b, lams, "disentanglement"):
         for t in (0, 1):
-            xi[place] += (predict(t, params) != alone[t][place[t]]).double().mean().item()
+            xi[cell] += (predict(t, params) != alone[t][cell[t]]).double().mean().item()
     return xi
 
 
@@ -185,8 +173,8 @@ def landscape(base, tau_a, tau_b, losses, lams):
     check_length("losses", losses, (tau_a, tau_b))
     lams = [float(lam) for lam in lams]
     out = torch.zeros(len(lams), len(lams), dtype=torch.float64)
-    for place, params in plane(base, tau_a, tau_b, lams, "landscape"):
-        out[place] = sum(float(loss(params)) for loss in losses)
+    for cell, params in plane(base, tau_a, tau_b, lams, "landscape"):
+        out[cell] = sum(float(loss(params)) for loss in losses)
     return out
 
 

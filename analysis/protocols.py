@@ -31,10 +31,11 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed. The average has
     no lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
     """
-    single, draw = {n: a.score(a.only([n]), n, "test") for n in a.names}, random.Random(0)
-    every = {K: list(group) for K, group in itertools.groupby(measures.subsets(a.names), len)}
-    every = {K: s if K == 2 else sorted(draw.sample(s, min(per_size, len(s))))
-             for K, s in every.items()}
+    single = {n: a.score(a.only([n]), n, "test") for n in a.names}
+    every = {K: list(itertools.combinations(a.names, K)) for K in range(2, len(a.names) + 1)}
+    draw = random.Random(0)
+    for K in range(3, len(a.names) + 1):
+        every[K] = sorted(draw.sample(every[K], min(per_size, len(every[K]))))
     rows, curves, pairs = [], {rule: [] for rule in rules}, {}
     for rule, K in tqdm(list(itertools.product(rules, every)), desc="subsets"):
         free, merged = "lam" in merge.options(rule), [Subset(a, rule, s) for s in every[K]]

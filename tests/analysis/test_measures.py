@@ -40,17 +40,6 @@ def test_normalised_by_hand():
     assert scoring.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
 
 
-def test_subsets_of_seven_tasks_are_the_120_of_the_protocol():
-    found = list(measures.subsets("abcdefg"))
-    assert [sum(len(s) == k for s in found) for k in range(1, 8)] == [0, 21, 35, 35, 21, 7, 1]
-    assert len(set(found)) == 120
-    assert list(measures.subsets("cab", sizes=(3, 2))) == [
-        ("c", "a"), ("c", "b"), ("a", "b"), ("c", "a", "b")]
-    assert list(measures.subsets("ab", sizes=[1])) == [("a",), ("b",)]
-    with pytest.raises(BadInput, match=r"subset sizes \[0, 4\] are outside 1 .. 3"):
-        measures.subsets("abc", sizes=(0, 3, 4))
-
-
 def test_forgetting_keeps_the_control():
     """0.95 x 0.8 = 0.76: the lowest target has lost the control, the next just keeps it."""
     curve = [(0.0, 0.9, 0.8), (0.4, 0.5, 0.76), (0.6, 0.5, 0.77), (1.0, 0.2, 0.75)]
