@@ -209,7 +209,7 @@ def arguments():
 def check_export(args):
     """BadInput unless --export has one thing to write, and somewhere to write it."""
     from exchange import huggingface
-    if args.merge and (len(args.merge) > 1 or args.by or args.merge[0] in merge.EXPERTS):  # SWITCH
+    if args.merge and (len(args.merge) > 1 or args.by or RULES[args.merge[0]].experts):
         raise BadInput("--export writes one merged encoder: give --merge one rule that makes one "
                        "model, without --by")
     if not args.merge and len(args.runs) != 1:

@@ -4,85 +4,67 @@
 
 Shapes   W0 (out, in) frozen · A (r, in) · B (out, r) · x (..., in) -> y (..., out)
          trainable r (in + out);  B = 0 at the start, so W_eff = W0;  rank(delta) <= r
-Differs  no dropout on the adapter's input, so that training, evaluation and the merged weight
-         compute the same function.
+Differs  A starts uniform in +-1/sqrt(in), as in the authors' library; the paper says Gaussian.
+         No dropout on the adapter's input: training, evaluation and the merged weight are one
+         function.
 
-Above LoRA stands the contract every adapter in adapters/ keeps; below it, `inject`, which puts one
-adapter on every matching nn.Linear of a model.
+`Adapter` is the contract of every file in adapters/. `inject` puts one on every matching nn.Linear.
 """
 
 import inspect
 import math
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from errors import BadInput, unknown
-from encoders.nf4 import QUANTIZERS
-
-ADAPTERS: dict[str, type["Adapter"]] = {}
-
-
-class NotMergeable(BadInput):
-    """This adapter is not an edit of a weight matrix; the message says how to merge it instead."""
 
 
 class Adapter(nn.Module):
     """One frozen nn.Linear (`base`, weight W0) and the parameters that change what it computes.
 
-    A method defines `delta_weight`, the dense W_eff - W0 against the original W0, and may define
-    `forward` as a cheaper path to the same output. Hyper-parameters are keyword-only arguments of
-    its constructor. The other members have defaults that do nothing.
+    A method defines `delta_weight` and `trainable_count`. The rest has defaults that do nothing;
+    the class methods see all layers of a model, and steps are optimizer steps, counted from 1:
+        share(layers, generator)                    after injection: tensors that layers share
+        before_training(layers, total_steps)        BadInput if the settings do not fit the run
+        after_backward(layers, step, total_steps)   the gradients are complete, nothing has moved
+        after_step(layers, step, total_steps)       the optimizer has taken its step
     """
 
     lr = {"off": 6e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
-    linearize = "off"        # the linearization used when --linearize is not given
-    expands = None           # the adapter (registry key) whose layer expansion this class is
-    dead = ()                # trained parameters that no gradient ever reaches
-    tangent = None           # closed form of J_p y(x; p0) dp for linearize.py, see LoRA.tangent
+    linearize = "off"                                  # the linearization without --linearize
+    share = before_training = after_backward = after_step = classmethod(lambda cls, *args: None)
 
     def __init__(self, base):
         super().__init__()
         self.base = base.requires_grad_(False)
 
-    def __init_subclass__(cls):
-        """A closed form belongs to the delta it was derived from: a new delta drops it."""
-        if {"delta_weight", "delta_bias"} & vars(cls).keys() and "tangent" not in vars(cls):
-            cls.tangent = None
-
-    @classmethod
-    def quantized(cls, base, quantizer, **hp):
-        """This adapter on a quantised base; residual methods quantise what they leave frozen."""
-        return cls(quantizer(base), **hp)
-
-    def delta_weight(self):
-        """W_eff - W0, (out, in), differentiable in the adapter's parameters.
-
-        On a quantised base it is W_eff - base.weight: what is added to the dequantised weight.
-        """
+    def delta_weight(self) -> Tensor:
+        """W_eff - W0, (out, in), differentiable. On a quantised base: W_eff - base.weight."""
         raise NotImplementedError
 
-    def delta_bias(self):
+    def delta_bias(self) -> Tensor | None:
         """b_eff - b0, (out,), or None where the bias stays as it is."""
         return None
 
-    def forward(self, x):
-        """x (..., in) -> (..., out): the definition. Methods override it with a cheaper path."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out). The definition; a method may have a cheaper path to it."""
         bias, change = self.base.bias, self.delta_bias()
         return F.linear(x, self.base.weight + self.delta_weight(),
                         bias if change is None else bias + change)
 
-    def trainable_count(self):
+    def trainable_count(self) -> int:
         """Number of trainable scalars in closed form."""
         raise NotImplementedError
 
-    def rank_bound(self):
+    def rank_bound(self) -> int:
         """Largest possible rank of delta_weight()."""
         return min(self.base.weight.shape)
 
-    def param_groups(self, lr, wd):
+    def param_groups(self, lr, wd) -> list[dict]:
         """Optimizer groups; every trainable parameter in exactly one."""
         return [{"params": list(trainable(self).values()), "lr": lr, "weight_decay": wd}]
 
@@ -94,47 +76,12 @@ class Adapter(nn.Module):
         """Tensors beside the trained parameters whose gradient a hook reads."""
         return ()
 
-    # Hooks over all layers of a model at once; steps are optimizer steps, counted from 1.
-
     @classmethod
-    def share(cls, layers, generator):
-        """Once after injection: tensors that all layers have in common."""
-
-    @classmethod
-    def before_training(cls, layers, total_steps):
-        """Before the first step: raise BadInput if the settings do not fit the run."""
-
-    @classmethod
-    def after_backward(cls, layers, step, total_steps):
-        """After the gradients of an optimizer step are complete, before it is taken."""
-
-    @classmethod
-    def after_step(cls, layers, step, total_steps):
-        """After an optimizer step."""
+    def quantized(cls, base, quantizer, **hp):
+        """This adapter on a quantised base; residual methods quantise what they leave frozen."""
+        return cls(quantizer(base), **hp)
 
 
-def register(cls):
-    """Class decorator: the file's name becomes the registry key and the command-line value."""
-    ADAPTERS[cls.__module__.rpartition(".")[2]] = cls
-    return cls
-
-
-def check_rank(base, rank):
-    """Raise BadInput unless 1 <= rank <= min(in, out) of the layer."""
-    out_features, in_features = base.weight.shape
-    if not 1 <= rank <= min(in_features, out_features):
-        raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and "
-                       f"{out_features} outputs: "
-                       f"choose --rank between 1 and {min(in_features, out_features)}")
-
-
-def plus(y, s, u, B):
-    """y + s u B^T in one pass over y, (..., out); u (..., r), B (out, r)."""
-    rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1]), B.T, alpha=s)
-    return rows.view_as(y)
-
-
-@register
 class LoRA(Adapter):
     """W_eff = W0 + (alpha / rank) B A.  A ~ U(-1, 1)/sqrt(in), B = 0.
 
@@ -152,20 +99,11 @@ class LoRA(Adapter):
         self.B = nn.Parameter(base.weight.new_zeros(out_features, rank))
 
     def delta_weight(self):
-        return self.scale * self.B @ self.A
+        return self.scale * self.B @ self.A                              # (out, in)
 
     def forward(self, x):
-        return plus(self.base(x), self.scale, F.linear(x, self.A), self.B)
-
-    def tangent(self, x, p0, dp):
-        """s [ (x A0^T) dB^T + (x dA^T) B0^T ]: the change of the output along dp, x (..., in) held.
-
-        p0, dp   dicts of the trained parameters and of their displacements
-        """
-        dy = F.linear(F.linear(x, p0.get("A", self.A)), dp["B"])
-        if "A" in dp and p0["B"].any():        # else the second product, and A's gradient, is zero
-            dy = dy + F.linear(F.linear(x, dp["A"]), p0["B"])
-        return self.scale * dy
+        y, u = self.base(x), F.linear(x, self.A)                         # (..., out), (..., r)
+        return plus(y, self.scale, u, self.B)
 
     def trainable_count(self):
         return self.A.shape[0] * (self.A.shape[1] + self.B.shape[0])
@@ -174,71 +112,122 @@ class LoRA(Adapter):
         return self.A.shape[0]
 
 
-def hyperparameters(cls):
+def plus(y, s, u, B):
+    """y + s u B^T in one pass over y, (..., out); u (..., r), B (out, r)."""
+    rows = torch.addmm(y.reshape(-1, y.shape[-1]), u.reshape(-1, u.shape[-1]), B.T, alpha=s)
+    return rows.view_as(y)
+
+
+def check_rank(base, rank):
+    """Raise BadInput unless 1 <= rank <= min(in, out) of the layer."""
+    out_features, in_features = base.weight.shape
+    if not 1 <= rank <= min(in_features, out_features):
+        raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and "
+                       f"{out_features} outputs: "
+                       f"choose --rank between 1 and {min(in_features, out_features)}")
+
+
+def trainable(module) -> dict[str, nn.Parameter]:
+    """{name: parameter} of everything that is trained."""
+    return {n: p for n, p in module.named_parameters() if p.requires_grad}
+
+
+# ---- the registry --------------------------------------------------------------------------------
+
+ADAPTERS: dict[str, type[Adapter]] = {}
+
+
+def register(cls):
+    """Class decorator: the file's name becomes the registry key and the command-line value."""
+    ADAPTERS[cls.__module__.rpartition(".")[2]] = cls
+    return cls
+
+
+register(LoRA)
+
+
+def find(name) -> type[Adapter]:
+    """The class of an adapter; BadInput if no imported file registers it."""
+    if name not in ADAPTERS:
+        hint = [] if len(ADAPTERS) > 1 else ["(`import adapters` registers the others)"]
+        raise unknown("adapter", name, [*ADAPTERS, *hint])
+    return ADAPTERS[name]
+
+
+def hyperparameters(cls) -> dict:
     """{name: default} of an adapter's constructor, without the random generator."""
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: p.default for p in parameters
             if p.kind is p.KEYWORD_ONLY and p.name != "generator"}
 
 
-def inject(model, name, targets="all", *, generator=None, quantize=None, **hp):
+def paper(cls) -> str:
+    """First line of the file an adapter lives in: title and arXiv id."""
+    return sys.modules[cls.__module__].__doc__.splitlines()[0]
+
+
+# ---- adapters in a model -------------------------------------------------------------------------
+
+
+def matching(model, targets) -> list[str]:
+    """Names of the nn.Linear layers of a model that `targets` means.
+
+    targets   "all", or comma-separated ends of module names: "q,v" matches blocks.0.q
+    """
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    ends = [""] if targets == "all" else [f".{target}" for target in targets.split(",")]
+    for end in ends:
+        if end == "." or not any(f".{n}".endswith(end) for n in linears):
+            raise unknown("target", end[1:], ["all", *sorted({n.split(".")[-1] for n in linears})])
+    return [n for n in linears if f".{n}".endswith(tuple(ends))]
+
+
+def inject(model, name, targets="all", *, generator=None, quantizer=None, **hp) -> list[str]:
     """Freeze `model`, put adapter `name` on its matching nn.Linear layers; return their names.
 
-    targets    "all", or comma-separated ends of module names: "q,v" matches blocks.0.q
+    targets    see `matching`; one that matches no layer is an error
     generator  source of the random initialisation, drawn layer by layer in model order
-    quantize   "nf4" stores the frozen weights in 4 bits (quantize.py)
+    quantizer  None, or what stores a frozen nn.Linear in few bits: encoders.nf4.QuantLinear
     hp         keyword arguments of the adapter's constructor
-    Raises BadInput for an unknown adapter or key, and for a target that matches no layer.
     """
-    if name not in ADAPTERS:
-        raise unknown("adapter", name, ADAPTERS)
-    cls = ADAPTERS[name]
+    cls = find(name)
     for key in hp:
         if key not in hyperparameters(cls):
             raise unknown(f"key for adapter {name}", key, hyperparameters(cls) or ["(none)"])
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    wanted = [""] if targets == "all" else [f".{target}" for target in targets.split(",")]
-    for target in wanted:
-        if target == "." or not any(f".{n}".endswith(target) for n in linears):
-            ends = sorted({n.rpartition(".")[2] for n in linears})
-            raise unknown("target", target[1:], ["all", *ends])
-    matched = [n for n in linears if f".{n}".endswith(tuple(wanted))]
+    if adapters(model):
+        raise BadInput("the model has adapters already: inject into a fresh encoder")
+    names = matching(model, targets)
     model.requires_grad_(False)
-    takes_generator = "generator" in inspect.signature(cls).parameters
-    extra = {"generator": generator} if takes_generator else {}
-    for n in matched:
+    draws = "generator" in inspect.signature(cls).parameters
+    make = partial(cls.quantized, quantizer=quantizer) if quantizer else cls
+    for n in names:
         base = model.get_submodule(n)
-        layer = (cls.quantized(base, QUANTIZERS[quantize], **hp, **extra) if quantize
-                 else cls(base, **hp, **extra))
-        model.set_submodule(n, layer)
+        model.set_submodule(n, make(base, **hp, **({"generator": generator} if draws else {})))
     cls.share(list(adapters(model).values()), generator)
-    return matched
+    return names
 
 
-def adapters(model):
+def adapters(model) -> dict[str, Adapter]:
     """{layer name: Adapter} of a model, outermost only, in model order."""
-    found = {}
+    out = {}
     for name, module in model.named_modules():
-        if isinstance(module, Adapter) and not any(name.startswith(f"{n}.") for n in found):
-            found[name] = module
-    return found
+        if isinstance(module, Adapter) and not any(name.startswith(f"{n}.") for n in out):
+            out[name] = module
+    return out
 
 
-def trainable(module):
-    """{name: parameter} of everything that is trained."""
-    return {n: p for n, p in module.named_parameters() if p.requires_grad}
+class NotMergeable(BadInput):
+    """This adapter is not an edit of a weight matrix; the message says how to merge it instead."""
 
 
-def deltas(model):
+def deltas(model) -> dict[str, Tensor]:
     """{parameter name: dense change} of every adapted layer, e.g. blocks.0.q.weight (out, in)."""
+    if getattr(model, "linearized", False):
+        raise NotMergeable("a model linearized as a whole is not an edit of the weights: "
+                           "merge its parameters, --space adapter")
     out = {}
     for name, layer in adapters(model).items():
         out[f"{name}.weight"] = layer.delta_weight().detach()
         if (bias := layer.delta_bias()) is not None:
             out[f"{name}.bias"] = bias.detach()
     return out
-
-
-def paper(cls):
-    """First line of the file an adapter lives in: title and arXiv id."""
-    return sys.modules[cls.__module__].__doc__.splitlines()[0]

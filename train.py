@@ -27,7 +27,7 @@ import data
 import encoders
 import lora
 from encoders.heads import EXAMPLES, HEADS, accuracy, features, place
-from errors import BadInput, unknown
+from errors import BadInput
 from experiment import cli, run_folder
 from linearize import READINGS, adapt, encoder_of
 
@@ -42,8 +42,8 @@ def train(setting, task, out):
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
     generator = torch.Generator().manual_seed(setting["seed"])
     model, names = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
-                         setting["targets"], generator=generator, quantize=setting["quantize"],
-                         **setting["hp"])
+                         setting["targets"], generator=generator,
+                         quantizer=run_folder.quantizer(setting["quantize"]), **setting["hp"])
     layers = list(lora.adapters(encoder_of(model)).values())
     type(layers[0]).before_training(layers, setting["steps"] * len(task.split(",")))
     if setting["init"]:
@@ -189,15 +189,13 @@ def arguments():
     args = p.parse_args()
     if args.jobs > 1 and PROCESSES > 1:
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
-    if args.adapter not in lora.ADAPTERS:
-        raise unknown("adapter", args.adapter, lora.ADAPTERS)
     cli.positive(args, "steps", "batch", "limit", "jobs")
     return args
 
 
 def resolve(args):
     """Every setting of a run as plain values, defaults filled in: what config.json records."""
-    cls = lora.ADAPTERS[args.adapter]
+    cls = lora.find(args.adapter)
     keys, reading = lora.hyperparameters(cls), args.linearize or cls.linearize
     if reading not in cls.lr:
         raise BadInput(f"{args.adapter} is a linearization: --linearize layer or model, "
@@ -220,7 +218,7 @@ def checked_tasks(args):
     """The names in --task; BadInput for one that is not there, or not for this kind of model."""
     kind, tasks = encoders.kind(args.model), (args.task or "").split(",")
     if args.task in (None, "all"):
-        built_in = [task for task in data.TASKS if data.kind(task) == kind]
+        built_in = list(data.suite(kind).TASKS)
         tasks = built_in if args.task else built_in[:1]
     for task in tasks:
         if args.download:

@@ -19,7 +19,6 @@ class BitFit(Adapter):
     """Bias only. No hyper-parameters."""
 
     lr = {"off": 3e-2, "layer": 1e-2, "model": 1e-2}
-    expands = "bitfit"                         # already linear in d
 
     def __init__(self, base):
         super().__init__(base)

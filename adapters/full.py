@@ -20,7 +20,6 @@ class Full(Adapter):
     """W_eff = W0 + D, nothing low-rank about it. No hyper-parameters."""
 
     lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
-    expands = "full"                           # already linear in D and d
 
     def __init__(self, base):
         super().__init__(base)

@@ -34,8 +34,6 @@ class LLoRA(LoRA):
 
     lr = {"layer": 1e-2, "model": 1e-2}
     linearize = "model"
-    expands = "lora"
-    dead = ("A",)                              # as long as B0 = 0
 
     def __init__(self, base, *, rank=8, alpha=16.0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

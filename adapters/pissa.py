@@ -67,8 +67,6 @@ class PiSSA(LoRA):
         layer.base = quantizer(base, W0 - layer.scale * layer.B0 @ layer.A0)
         return layer
 
-    tangent = LoRA.tangent                     # - s B0 A0 is constant
-
     def delta_weight(self):
         if isinstance(self.base, QuantLinear):                       # the base holds the residual
             return self.scale * self.B @ self.A

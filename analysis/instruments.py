@@ -86,7 +86,7 @@ class Subset:
         if rule in ("average", "task_arithmetic"):
             return
         at = [a.names.index(name) for name in members]
-        material = a.tasks.material(a.space, RULES[rule].needs)          # SWITCH merge.needs(rule)
+        material = a.tasks.material(a.space, merge.needs(rule))
         material = {k: v if callable(v) else [v[i] for i in at] for k, v in material.items()}
         scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
         one = RULES[rule](a.space.base, [a.space.taus[i] for i in at], **material, **scale)

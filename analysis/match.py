@@ -32,7 +32,8 @@ from exchange import huggingface
 from experiment import cli
 from experiment.scoring import RULES
 from experiment.spaces import layer_inputs, with_weights
-from rules.pleas import assignment, correlation, match_blocks, permute_stream, rows_of
+from rules.matching import assignment, correlation, match_blocks, permute_stream
+from rules.pleas import rows_of
 
 WRITTEN = "PLeaS, stream and units matched"
 
@@ -135,7 +136,7 @@ def main():
     if args.out:
         huggingface.type_of(encoder)                       # BadInput if it cannot be written
     encode = encoders.encoding(args.a)
-    tasks = [task for task in data.TASKS if data.kind(task) == encoder.kind]
+    tasks = list(data.suite(encoder.kind).TASKS)
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
     print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on "
           f"{args.split}")

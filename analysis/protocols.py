@@ -54,8 +54,8 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     if a.folder:
         plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
                      f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst "
-                     "to the best one; 1 is as good as the single models. One lam per rule and number "
-                     "of tasks, chosen on validation.", a.path("subsets"))
+                     "to the best one; 1 is as good as the single models. One lam per rule and "
+                     "number of tasks, chosen on validation.", a.path("subsets"))
         plots.scatter(pairs, "normalised accuracy, first task of the pair",
                       "normalised accuracy, second task", f"All pairs of tasks, {a.method}",
                       "A point is one merged pair; (1, 1) is both single models at once. Points "

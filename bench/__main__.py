@@ -20,6 +20,7 @@ import argparse
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import lora
+import merge
 from analysis import plots
 from bench import growth, merging, peft_library, steps
 from errors import BadInput
@@ -67,7 +68,7 @@ def main():
     elif args.rules == "adamerging":
         merging.adamerging(args.millions, args.rounds, args.batch)
     elif args.rules:
-        free = [name for name, f in RULES.items() if not f.needs and not f.count]
+        free = [name for name, f in RULES.items() if not merge.needs(name) and not f.count]
         chosen = free if args.rules == "all" else cli.names(args.rules, "rule without data", free)
         merging.rules(chosen, args.millions, args.rounds)
     else:

@@ -21,7 +21,8 @@ from experiment import cli
 from experiment.measure import Peak
 from experiment.scoring import RULES
 from merge import flatten, unflatten
-from rules.adamerging import coefficient_gradient, combine, entropy, group_index, weight_gradient
+from rules.adamerging import entropy
+from rules.coefficients import coefficient_gradient, combine, group_index, weight_gradient
 
 
 def task_vectors(millions, width=384):

@@ -9,27 +9,21 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.func import functional_call
 from tqdm import tqdm
 
 import encoders
 import lora
 from bench.turns import quartiles, turns
 from experiment import cli
-from linearize import LayerTaylor, adapt, encoder_of, method, taylor
+from linearize import LinearizedLayer, LinearizedModel, adapt, encoder_of, method, taylor
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
 BY_JVP = ", jvp"                         # a linearization by torch.func.jvp, for comparison
 RELEASED = ", jvp in all"                # layers as in the paper's released code
 
 
-def definition(model, p, x):
-    """f_lin(x; p) as the docstring of linearize.py defines it."""
-    return taylor(lambda p: functional_call(model.model, p, (x,)), model.p0, p)
-
-
-class InAll(LayerTaylor):
-    """LayerTaylor in every parameter of the layer, W0 and b0 too, whose tangents are zeros."""
+class InAll(LinearizedLayer):
+    """LinearizedLayer in every parameter of the layer, W0 and b0 too, whose tangents are zeros."""
 
     def forward(self, x):
         now = dict(self.inner.named_parameters())
@@ -48,8 +42,8 @@ class Contender:
                                    generator=generator, **SETTLED.get(adapter, {}))
         inner = encoder_of(self.model)
         if reading == "model" + BY_JVP:
-            self.model.at = partial(definition, self.model)
-        if by_layer := {"off" + BY_JVP: LayerTaylor, "off" + RELEASED: InAll}.get(reading):
+            self.model = LinearizedModel(inner)
+        if by_layer := {"off" + BY_JVP: LinearizedLayer, "off" + RELEASED: InAll}.get(reading):
             for name in layers:
                 inner.set_submodule(name, by_layer(inner.get_submodule(name)))
         self.layers = list(lora.adapters(inner).values())

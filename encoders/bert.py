@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from encoders.block import PostBlock
+from encoders.tokenizer import WordPiece
 from errors import BadInput
 
 
@@ -23,11 +24,10 @@ class BERT(nn.Module):
     """The encoder, ids (B, T) -> features (B, width).
 
     positions   the longest input in tokens;  types   segments;  pad, sep   ids of [PAD] and [SEP]
-    `tokenizer` (a WordPiece) and `limit`, the longest input that `encode` makes, are set on load.
+    `encode` makes inputs of at most `limit` tokens, once `read_vocabulary` has set a `tokenizer`.
     """
 
-    kind = "text"
-    tokenizer = None
+    kind, tokenizer = "text", None
 
     def __init__(self, *, vocab=30522, positions=512, types=2, width=128, depth=2, heads=2,
                  hidden=512, eps=1e-12, pad=0, sep=102):
@@ -70,3 +70,17 @@ class BERT(nn.Module):
             raise BadInput("this text model was made without a vocabulary: load it from a folder "
                            "with vocab.txt")
         return self.tokenizer.encode(texts, min(limit or self.limit, self.limit))
+
+    def read_vocabulary(self, folder):
+        """Take the tokenizer of a checkpoint folder, and its ids of [PAD] and [SEP]."""
+        words = WordPiece.read(folder)
+        if (most := max(words.vocab.values())) >= self.word.num_embeddings:
+            raise BadInput(f"{folder}: vocab.txt has {most + 1} entries, the model "
+                           f"{self.word.num_embeddings}: it is of another checkpoint")
+        self.tokenizer, self.pad, self.sep = words, words.pad, words.sep
+
+    def resize(self, size):
+        """Cut texts at `size` tokens."""
+        if not 4 <= size <= self.limit:
+            raise BadInput(f"size {size}: this text model takes 4 to {self.limit} tokens")
+        self.limit = size

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput
-from encoders import place
 
 EXAMPLES = 2000          # how many training inputs a head is fitted to
 
@@ -75,6 +74,11 @@ class Probe(nn.Module):
 
 
 HEADS = {"prototypes": Prototypes, "probe": Probe}
+
+
+def place(inputs, like):
+    """Inputs on the device of `like`, images in its dtype too; token ids stay integers."""
+    return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
 
 
 @torch.no_grad()

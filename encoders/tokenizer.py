@@ -62,7 +62,7 @@ class WordPiece:
         if missing := [name for name in SPECIAL if name not in vocab]:
             raise BadInput(f"the vocabulary lacks {', '.join(missing)}: "
                            "give the vocab.txt that belongs to the checkpoint")
-        self.vocab, self.lower, self.known = vocab, lower, {}
+        self.vocab, self.lower, self.cache = vocab, lower, {}
         self.pad, self.unk, self.cls, self.sep, self.mask = (vocab[name] for name in SPECIAL)
 
     @classmethod
@@ -107,9 +107,9 @@ class WordPiece:
         """Token ids of a text, without [CLS] and [SEP]; every distinct word is looked up once."""
         out = []
         for word in self.words(text):
-            if word not in self.known:
-                self.known[word] = self.pieces(word)
-            out += self.known[word]
+            if word not in self.cache:
+                self.cache[word] = self.pieces(word)
+            out += self.cache[word]
         return out
 
     def encode(self, texts, limit=512):

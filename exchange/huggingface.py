@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 import lora
-from encoders import safetensors
+from encoders import names, safetensors
 from encoders.heads import HEADS
 from errors import BadInput
 from experiment import run_folder
@@ -49,10 +49,10 @@ RENAMES = [(r"^(vit|deit)\.", ""), (r"^layers\.", "blocks."),            # memor
 
 def type_of(model):
     """vit, dinov2 or bert: the model_type that has exactly this encoder's tensors."""
-    names = {n.removesuffix(".weight").removesuffix(".bias") for n in model.state_dict()}
+    ours = {n.removesuffix(".weight").removesuffix(".bias") for n in model.state_dict()}
     for model_type, (_, _, block, rest) in TYPES.items():
         theirs = set(rest) | {f"blocks.{i}.{n}" for i in range(len(model.blocks)) for n in block}
-        if names == theirs and all(b.activation == "gelu" for b in model.blocks):
+        if ours == theirs and all(b.activation == "gelu" for b in model.blocks):
             return model_type
     raise BadInput(f"the encoder {model.name} has no Hugging Face form among {', '.join(TYPES)}: "
                    "it cannot be exported")
@@ -77,7 +77,7 @@ def module_name(model_type, layer):
 def our_layer(module):
     """The inverse, for names in memory and in files, with or without vit. and the like before."""
     name = f"{module}.weight"
-    for pattern, replacement in RENAMES + safetensors.RENAMES:
+    for pattern, replacement in RENAMES + names.RENAMES:
         name = re.sub(pattern, replacement, name)
     return name.removesuffix(".weight")
 

@@ -203,10 +203,18 @@ def rebuild(run, encoder):
     """Put the adapter of a run on `encoder` (changed in place) and return the model as trained."""
     s = run["setting"]
     model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]),
-                     quantize=s["quantize"], **s["hp"])          # SWITCH quantizer(s["quantize"])
+                     quantizer=quantizer(s["quantize"]), **s["hp"])
     set_tensors(model, run["trained"], run["buffers"], run["folder"] / "adapter.pt")
     set_start(model, run["start"])
     return model
+
+
+def quantizer(name):
+    """What stores frozen weights as --quantize says, for `adapt`; None where it says nothing."""
+    if name is None:
+        return None
+    from encoders.nf4 import QuantLinear
+    return QuantLinear
 
 
 def head(run, task):

@@ -18,8 +18,7 @@ from encoders.heads import accuracy, correct, features
 from errors import BadInput
 from experiment import run_folder
 from experiment.measure import Peak
-
-RULES = merge.RULES | merge.EXPERTS     # SWITCH from merge import RULES
+from merge import RULES
 
 
 class Tasks:
@@ -152,9 +151,9 @@ def candidates(rule, choices, space, tasks):
     of its other keys; `lam` varies fastest among the choices. `line` has the models of every lam;
     lam is None where there is none, and for experts, whose lam is a setting like any other.
     """
-    material, last = tasks.material(space, RULES[rule].needs), None   # SWITCH merge.needs(rule)
+    material, last = tasks.material(space, merge.needs(rule)), None
     for choice in choices:
-        lam = None if rule in merge.EXPERTS else choice.get("lam")    # SWITCH RULES[rule].experts
+        lam = None if RULES[rule].experts else choice.get("lam")
         rest = choice if lam is None else choice | {"lam": 1.0}
         if rest != last:
             last = rest

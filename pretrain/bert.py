@@ -36,8 +36,8 @@ from encoders.tokenizer import SPECIAL, WordPiece
 from experiment.run_folder import replacing
 from pretrain.optimizer import OneCycle
 from tasks import english
-from tasks.english import (ANIMALS, GOOD, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS,
-                           TRANSITIVE, WOMEN, WORKS, chance, did, draw, noun_phrase, pick)
+from tasks.english import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE,
+                           WOMEN, WORKS, chance, did, draw, noun_phrase, pick)
 
 HIDDEN, AFTER = 0.2, 0.4                           # share of the words hidden; in second sentences
 ROUND = 20_000                                     # discourses drawn at a time, each seen once

@@ -1,99 +1,79 @@
-"""Optimising a handful of numbers: constraints and penalties after a step, and CMA-ES 1604.00772.
+"""Coefficients learned by gradient descent: what adamerging.py and fitted.py share.
 
-    x ~ N(m, sigma^2 C)                           m (n,) · sigma a number · C (n, n)
+    theta_k = theta_0,k + sum_t lam_t^g(k) tau_t,k           lam (T, G) · g(k) the group of tensor k
 
-CMA-ES needs no gradient. The mean moves to the better half of each population; the covariance
-learns which steps were good, the step size how long they should be. Differs: samples are clipped to
-a box, and what is learned is the clipped step; there are no negative weights. All float64.
+There is no `lam` keyword: the scale is learned too. Groups are "task" (G = 1, one number per task),
+"block" (`merge.layer_of`) or "tensor" (every named tensor, what AdaMerging calls a layer).
+
+theta(lam) is not built inside the graph. The merged weights are leaves, one backward pass per task
+gives dL/dtheta, and by the chain rule
+
+    dL/dlam_t^g = sum over k with g(k) = g of <dL/dtheta_k, tau_t,k>
+
+is exact. The memory is that of one model and its gradient beside the task vectors, however many
+groups there are. Coefficients are float64.
 """
 
-import math
-
 import torch
+from tqdm import tqdm
 
-from errors import BadInput
+import merge
+from errors import BadInput, unknown
 
 
-def project_simplex(v):
-    """Nearest point with entries >= 0 and sum 1, column by column; v is (T,) or (T, G).
+def group_index(base, groups):
+    """{name: number of its group}; `groups` is "task", "block" or "tensor", else BadInput.
 
-    max(v - s, 0), s = (sum of the rho largest - 1) / rho, rho = max{j: j u_j > u_1 + .. + u_j - 1}
-    for u = v sorted downwards. Clipping at 0 and dividing by the sum is something else.
+    Groups are numbered from 0 without gaps, in the order of the sorted names.
     """
-    u = v.sort(0, descending=True).values
-    j = torch.arange(1, len(v) + 1).view(-1, *[1] * (v.ndim - 1)).to(v)
-    excess = u.cumsum(0) - 1
-    rho = (j * u > excess).sum(0, keepdim=True)
-    return (v - excess.gather(0, rho - 1) / rho).clamp(min=0)
+    group_of = {"task": lambda k: "all", "block": merge.layer_of, "tensor": lambda k: k}
+    if groups not in group_of:
+        raise unknown("groups", groups, group_of)
+    labels = {k: group_of[groups](k) for k in sorted(base)}
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels.values()))}
+    return {k: number[label] for k, label in labels.items()}
 
 
-def shrink(v, size):
-    """Prox of size ||.||_2 on the columns of v (T, G), size (1, G): shorter by size, or zero."""
-    length = v.norm(dim=0, keepdim=True).clamp(min=1e-300)
-    return v * (1 - size / length).clamp(min=0)
+def combine(base, taus, lam, index):
+    """theta_k = theta_0,k + sum_t lam[t, index[k]] tau_t,k, new tensors; lam is (T, G)."""
+    theta, rows = {k: v.clone() for k, v in base.items()}, lam.tolist()
+    for k, v in theta.items():
+        for row, tau in zip(rows, taus):
+            v.add_(tau[k], alpha=row[index[k]])
+    return theta
 
 
-def judged(loss, points):
-    """The losses (n,) of the rows of points, NaN as infinity."""
-    values = torch.tensor([float(loss(x)) for x in points], dtype=torch.float64)
-    return torch.where(values.isnan(), math.inf, values)
+def coefficient_gradient(g, taus, index):
+    """dL/dlam (T, G) in float64 from g {name: dL/dtheta}; a name missing in g counts as zero."""
+    out = torch.zeros(len(taus), 1 + max(index.values()), dtype=torch.float64)
+    for k in g:
+        for t, tau in enumerate(taus):
+            out[t, index[k]] += torch.dot(g[k].reshape(-1), tau[k].reshape(-1)).item()
+    return out
 
 
-def rates(n):
-    """Population, weights (mu,) and the learning rates of CMA-ES, arXiv:1604.00772."""
-    size = 4 + int(3 * math.log(n))
-    w = math.log((size + 1) / 2) - torch.arange(1, size // 2 + 1, dtype=torch.float64).log()
-    w = w / w.sum()
-    mu = 1 / w.square().sum().item()
-    c_s = (mu + 2) / (n + mu + 5)
-    d_s = 1 + 2 * max(0, math.sqrt((mu - 1) / (n + 1)) - 1) + c_s
-    c_c = (4 + mu / n) / (n + 4 + 2 * mu / n)
-    c_1 = 2 / ((n + 1.3) ** 2 + mu)
-    c_mu = min(1 - c_1, 2 * (mu - 2 + 1 / mu) / ((n + 2) ** 2 + mu))
-    return size, w, mu, c_s, d_s, c_c, c_1, c_mu
+def weight_gradient(loss, tasks, theta):
+    """{name: d sum_t loss(t, theta) / dtheta}, one backward pass per task; no unused names."""
+    leaves = {k: v.detach().requires_grad_() for k, v in theta.items()}
+    for t in range(tasks):
+        with torch.enable_grad():
+            value = loss(t, leaves)
+        value.backward(inputs=list(leaves.values()))                 # adds up in .grad
+    return {k: v.grad for k, v in leaves.items() if v.grad is not None}
 
 
-def cma_es(loss, n, *, budget, sigma=0.5, low, high, seed=0, start=None, inject=()):
-    """Least loss(x) over the box [low, high]^n by CMA-ES, arXiv:1604.00772: (x (n,), value).
+def descend(base, taus, loss, lam, index, update, steps):
+    """lam (T, G) after `steps` calls of update(dL/dlam), which moves it; L = sum_t loss(t, .)."""
+    for _ in tqdm(range(steps), desc="coefficients", leave=False):
+        theta = combine(base, taus, lam, index)
+        update(coefficient_gradient(weight_gradient(loss, len(taus), theta), taus, index))
+    return lam
 
-    sample       x_i = clip(m + sigma y_i, low, high), y_i ~ N(0, C); then y_i = (x_i - m) / sigma
-    mean         m += sigma y_w,   y_w = sum_i w_i y_i over the best half
-    step size    p_s = (1 - c_s) p_s + sqrt(c_s (2 - c_s) mu_w) C^(-1/2) y_w
-                 sigma *= exp((c_s / d_s) (|p_s| / E|N(0, I)| - 1))
-    covariance   p_c = (1 - c_c) p_c + h sqrt(c_c (2 - c_c) mu_w) y_w,   h = 0 while |p_s| is long
-                 C = (1 - c_1 - c_mu) C + c_1 (p_c p_c^T + (1 - h) c_c (2 - c_c) C)
-                     + c_mu sum_i w_i y_i y_i^T
-    loss is called at most `budget` times: on `start` (None: the middle of the box), on the points
-    of `inject`, then on samples; the search begins at the best of the former. All float64.
-    """
-    if budget < 1:
-        raise BadInput(f"budget {budget} allows no evaluation: take at least 1")
-    size, w, mu, c_s, d_s, c_c, c_1, c_mu = rates(n)
-    chi = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))                # E|N(0, I)|
-    generator = torch.Generator().manual_seed(seed)
-    first = [torch.full((n,), (low + high) / 2) if start is None else start, *inject][:budget]
-    x = torch.stack([torch.as_tensor(p, dtype=torch.float64) for p in first]).clamp(low, high)
-    values, spent, g = judged(loss, x), len(x), 0
-    least, best = values.min(), x[values.argmin()]
-    m, C, p_s, p_c = best, torch.eye(n).double(), best.new_zeros(n), best.new_zeros(n)
-    while spent < budget and sigma > 1e-12:
-        squares, axes = torch.linalg.eigh(C)
-        d = squares.clamp(min=1e-20).sqrt()
-        z = torch.randn(size, n, generator=generator, dtype=torch.float64)
-        x = (m + sigma * (z * d) @ axes.T).clamp(low, high)[:budget - spent]
-        values, spent, g = judged(loss, x), spent + len(x), g + 1
-        if values.min() < least:
-            least, best = values.min(), x[values.argmin()]
-        if len(x) < size:
-            break
-        y = (x[values.argsort(stable=True)[:len(w)]] - m) / sigma            # (half, n)
-        y_w = w @ y
-        m = m + sigma * y_w
-        p_s = (1 - c_s) * p_s + math.sqrt(c_s * (2 - c_s) * mu) * axes @ (axes.T @ y_w / d)
-        length = p_s.norm().item() / chi
-        h = length < (1.4 + 2 / (n + 1)) * math.sqrt(1 - (1 - c_s) ** (2 * g))
-        p_c = (1 - c_c) * p_c + h * math.sqrt(c_c * (2 - c_c) * mu) * y_w
-        C = ((1 - c_1 - c_mu + c_1 * (1 - h) * c_c * (2 - c_c)) * C + c_1 * p_c.outer(p_c)
-             + c_mu * (y.T * w) @ y)
-        sigma *= math.exp(c_s / d_s * (length - 1))
-    return best, least.item()
+
+def check_tasks(taus, functions, name, inputs, rows):
+    """Raise BadInput unless every task has a function and some inputs, and rows is at least 1."""
+    merge.check_length("functions", functions, taus), merge.check_length(name, inputs, taus)
+    if empty := [t for t, x in enumerate(inputs) if len(x) == 0]:
+        raise BadInput(f"{name} of task {empty[0]} is empty: give at least one example")
+    if rows < 1:
+        raise BadInput(f"{rows} examples per task and step are too few: take at least 1")

@@ -1,0 +1,1 @@
+"""Where tasks come from: the drawn and the written suite, and published data sets."""

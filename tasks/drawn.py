@@ -13,8 +13,7 @@ noise.
 The scenes of `pretrain/vit.py` use the same primitives but never a digit, a letter or an arrow, and
 less noise, rotation and clutter: each task is a domain shift of its own against the pretraining.
 A task is `draw(rng, y) -> images`; `sample` cuts the stream into chunks of 500 images, each from
-its own generator `default_rng([seed, task, chunk])`, so any prefix of whole chunks is the same
-picture for picture, whatever is asked for later.
+its own generator `default_rng([seed, task, chunk])`: a longer sample begins with the same pictures.
 """
 
 import numpy as np
@@ -88,11 +87,11 @@ def strokes(lines, x=0, y=0, scale=0.5, angle=0, shear=0, width=0.12):
     return np.clip((width / 2 - np.sqrt(nearest)) / PIXEL + 0.5, 0, 1)
 
 
-def signed_distance(kind, u, v):
-    """Distance to shape `kind` of unit size in its own frame, negative inside."""
+def signed_distance(shape, u, v):
+    """Distance to SHAPES[shape] of unit size in its own frame, negative inside."""
     r = np.hypot(u, v)
     box = lambda w, h: np.maximum(np.abs(u) - w, np.abs(v) - h)
-    match kind:
+    match shape:
         case 0: return r - 0.9
         case 1: return box(0.8, 0.8)
         case 2: return np.maximum(v - 0.6, 0.866 * np.abs(u) - 0.5 * v - 0.55)
@@ -103,9 +102,9 @@ def signed_distance(kind, u, v):
         case 7: return np.maximum(r - 0.95, 0.8 - np.hypot(u - 0.5, v))
 
 
-def blobs(kind, x=0, y=0, size=0.5, angle=0, outline=0):
-    """Coverage (n, 28, 28) of shape `kind` (n,); `outline` > 0 draws only a rim that wide."""
-    n = len(kind)
+def blobs(shape, x=0, y=0, size=0.5, angle=0, outline=0):
+    """Coverage (n, 28, 28) of SHAPES[shape], shape (n,); `outline` > 0 draws a rim that wide."""
+    n = len(shape)
     x, y, size, angle, outline = (np.broadcast_to(np.asarray(v, np.float32), (n,))[:, None, None]
                                   for v in (x, y, size, angle, outline))
     gx, gy = grid()
@@ -113,18 +112,18 @@ def blobs(kind, x=0, y=0, size=0.5, angle=0, outline=0):
     v = ((gy - y) * np.cos(angle) - (gx - x) * np.sin(angle)) / size
     d = np.empty_like(u)
     for k in range(len(SHAPES)):
-        d[kind == k] = signed_distance(k, u[kind == k], v[kind == k])
+        d[shape == k] = signed_distance(k, u[shape == k], v[shape == k])
     d = d * size
     d = np.where(outline > 0, np.abs(d + outline / 2) - outline / 2, d)
     return np.clip(0.5 - d / PIXEL, 0, 1)
 
 
-def textures(rng, kind, angle, frequency):
-    """Backgrounds (n, 28, 28) in [0, 1] of `kind` (n,); frequency in cycles over the picture."""
+def textures(rng, texture, angle, frequency):
+    """Backgrounds (n, 28, 28) in [0, 1], texture (n,); frequency in cycles over the picture."""
     gx, gy = grid()
-    out = np.empty((len(kind), SIZE, SIZE), np.float32)
+    out = np.empty((len(texture), SIZE, SIZE), np.float32)
     for k, name in enumerate(TEXTURES):
-        rows = np.flatnonzero(kind == k)
+        rows = np.flatnonzero(texture == k)
         phase, cross_phase = rng.uniform(0, 2 * np.pi, (2, len(rows), 1, 1))
         a, f = (np.asarray(v)[rows, None, None] for v in (angle, frequency))
         wave = np.sin(np.pi * f * (gx * np.cos(a) + gy * np.sin(a)) + phase)
@@ -151,9 +150,9 @@ def finish(rng, alpha, background=0.0, contrast=1.0, noise=0.1):
 
 
 def backdrop(rng, n, amplitude):
-    """A random texture scaled to [0, amplitude], any kind and orientation."""
-    kind = rng.integers(0, 8, n)
-    return amplitude * textures(rng, kind, rng.uniform(0, np.pi, n), rng.uniform(2, 6, n))
+    """A random texture scaled to [0, amplitude], of any kind and orientation."""
+    texture = rng.integers(0, 8, n)
+    return amplitude * textures(rng, texture, rng.uniform(0, np.pi, n), rng.uniform(2, 6, n))
 
 
 def apart(rng, n, least):
@@ -193,7 +192,7 @@ def texture_kinds(rng, y):
     """The dominant one (.62) of two blended textures, full contrast."""
     n = len(y)
     other = (y + rng.integers(1, 8, n)) % 8
-    look = lambda kind: textures(rng, kind, rng.uniform(0, np.pi, n), rng.uniform(3, 8, n))
+    look = lambda texture: textures(rng, texture, rng.uniform(0, np.pi, n), rng.uniform(3, 8, n))
     blend = 0.62 * look(y) + 0.38 * look(other)
     return finish(rng, np.zeros((n, SIZE, SIZE)), blend, noise=rng.uniform(0.05, 0.15, n))
 
@@ -202,8 +201,8 @@ def stripes(rng, y):
     """Orientation of a grating in 15-degree bins, under two glyphs and strong noise."""
     n = len(y)
     angle = (y + rng.uniform(-0.4, 0.4, n)) * np.pi / 12
-    kind = rng.integers(0, 2, n)                                     # sine or square wave
-    grating = 0.6 * textures(rng, kind, angle, rng.uniform(4, 8, n))
+    texture = rng.integers(0, 2, n)                                  # sine or square wave
+    grating = 0.6 * textures(rng, texture, angle, rng.uniform(4, 8, n))
     alpha = np.zeros((n, SIZE, SIZE))
     for _ in range(2):
         x, v = rng.uniform(-0.6, 0.6, (2, n))
@@ -226,14 +225,14 @@ def shapes(rng, y):
 
 def count(rng, y):
     """One to seven small discs or squares in the cells of a 3x3 board."""
-    n, kind = len(y), rng.integers(0, 2, len(y))
+    n, shape = len(y), rng.integers(0, 2, len(y))
     cells, alpha = rng.random((n, 9)).argsort(1), np.zeros((n, SIZE, SIZE))
     size = rng.uniform(0.13, 0.2, n)
     for i in range(7):
         x, v = (cells[:, i] % 3 - 1) * 0.62, (cells[:, i] // 3 - 1) * 0.62
         jx, jv = rng.uniform(-0.1, 0.1, (2, n))
         alpha = np.where((i <= y)[:, None, None],
-                         np.maximum(alpha, blobs(kind, x + jx, v + jv, size)), alpha)
+                         np.maximum(alpha, blobs(shape, x + jx, v + jv, size)), alpha)
     return finish(rng, alpha, contrast=rng.uniform(0.5, 1, n), noise=rng.uniform(0.08, 0.2, n))
 
 

@@ -1,4 +1,4 @@
-"""A small generated English: the lexicon and the grammar of text_suite.py and pretrain_text.py.
+"""A small generated English: lexicon and grammar of written.py and pretrain/bert.py.
 
     concept    a tuple of synonyms such as ("dog", "hound"): which one is said is drawn each time
     phrase     the [adjective] noun

@@ -1,13 +1,11 @@
-"""Image files read by hand: bytes in, arrays of unsigned bytes out. `source` is for messages.
+"""File formats read by hand: bytes in, arrays or rows of text out. `source` is for messages.
 
     IDX       0 0 8 d, then d big-endian uint32 sizes, then the values          MNIST family
-    records   k label bytes and 3 x 32 x 32 pixels, plane by plane              CIFAR
-    columns   n x 3 x 96 x 96 pixels, each plane column by column               STL-10
     MAT v5    tagged elements, zlib inside, arrays column by column             SVHN
     PPM       "P6", width, height, 255 in text, then RGB rows                   GTSRB
     LIBSVM    label index:value ... a line, values in [-1, 1]                   USPS
+    tsv       lines split at tabs and nowhere else; quotation marks are text    GLUE
 
-Shapes    grey (n, h, w) · colour (n, h, w, 3)
 All raise BadInput for a wrong magic number, a missing part or a wrong number of bytes.
 """
 
@@ -26,34 +24,22 @@ def damaged(source, why):
 
 
 def idx(content, source, dimensions):
-    """An IDX file as a uint8 array; BadInput on a wrong magic number or a wrong number of bytes."""
+    """An IDX file of unsigned bytes as an array."""
     if content[:4] != bytes([0, 0, 8, dimensions]):
-        raise BadInput(f"{source} starts with {content[:4].hex()}, "
-                       f"an IDX file of {dimensions} dimensions with 0000080{dimensions}: "
-                       "is it the right file?")
+        raise BadInput(f"{source} starts with {content[:4].hex()}, an IDX file of {dimensions} "
+                       f"dimensions with 0000080{dimensions}: is it the right file?")
     head = 4 + 4 * dimensions
     shape = struct.unpack(f">{dimensions}I", content[4:head]) if len(content) >= head else (0,)
-    if len(content) - head != np.prod(shape, dtype=np.int64):
-        held = max(len(content) - head, 0)
-        raise damaged(source, f"promises {shape} values and holds {held} bytes")
+    if (held := len(content) - head) != np.prod(shape, dtype=np.int64):
+        raise damaged(source, f"promises {shape} values and holds {max(held, 0)} bytes")
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
 
-def records(content, source, label_bytes, size=32):
-    """CIFAR: images (n, size, size, 3) and the last of each record's label bytes (n,)."""
-    length = label_bytes + 3 * size * size
+def records(content, source, length):
+    """A file of nothing but records of `length` bytes, as rows (n, length)."""
     if not content or len(content) % length:
         raise damaged(source, f"has {len(content)} bytes, no multiple of {length}")
-    rows = np.frombuffer(content, np.uint8).reshape(-1, length)
-    images = rows[:, label_bytes:].reshape(-1, 3, size, size).transpose(0, 2, 3, 1)
-    return images, rows[:, label_bytes - 1].astype(np.int64)
-
-
-def columns(content, source, size=96):
-    """STL-10: images (n, size, size, 3) stored plane by plane and column by column."""
-    if not content or len(content) % (3 * size * size):
-        raise damaged(source, f"has {len(content)} bytes, no multiple of {3 * size * size}")
-    return np.frombuffer(content, np.uint8).reshape(-1, 3, size, size).transpose(0, 3, 2, 1)
+    return np.frombuffer(content, np.uint8).reshape(-1, length)
 
 
 def ppm(content, source):
@@ -63,42 +49,74 @@ def ppm(content, source):
     if not head or head[3] != b"255":
         raise BadInput(f"{source} is no binary PPM picture of 8 bits (P6 ... 255): "
                        "is it the right file?")
-    width, height = int(head[1]), int(head[2])
-    if len(content) - head.end() != 3 * width * height:
-        raise damaged(source, f"promises {width} x {height} pixels and holds "
-                              f"{len(content) - head.end()} bytes")
+    width, height, held = int(head[1]), int(head[2]), len(content) - head.end()
+    if held != 3 * width * height:
+        raise damaged(source, f"promises {width} x {height} pixels and holds {held} bytes")
     return np.frombuffer(content, np.uint8, offset=head.end()).reshape(height, width, 3)
 
 
 def libsvm(content, source, features):
     """Values (n, features) float64 and labels (n,) of LIBSVM text; indices count from 1."""
-    labels, rows = [], []
+    rows, labels = [], []
     for number, line in enumerate(content.decode("ascii", "replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
             label, *pairs = line.split()
-            row = np.zeros(features)
-            for index, value in (pair.split(":") for pair in pairs):
-                if not 1 <= int(index) <= features:
-                    raise ValueError(f"index {index} is outside 1 to {features}")
-                if not abs(float(value)) <= 1.001:                       # nan too
-                    raise ValueError(f"{value} is outside -1 to 1")
-                row[int(index) - 1] = float(value)
-            if not float(label).is_integer():
-                raise ValueError(f"the label {label} is no class")
-            labels.append(int(float(label))), rows.append(row)
-        except ValueError as error:
-            raise damaged(source, f"line {number} is no `label index:value ...` ({error})") \
-                from None
+            at, values = np.array([pair.split(":") for pair in pairs], float).T
+            if any(n % 1 for n in (float(label), *at.tolist())) or not (
+                    at.min() >= 1 and at.max() <= features and np.abs(values).max() <= 1.001):
+                raise ValueError                                                 # nan is one too
+        except ValueError:
+            raise damaged(source, f"line {number} is no `label index:value ...` (label whole, "
+                                  f"index 1 to {features}, value -1 to 1)") from None
+        rows.append(np.zeros(features))
+        rows[-1][at.astype(int) - 1] = values
+        labels.append(int(float(label)))
     return np.stack(rows) if rows else np.zeros((0, features)), np.array(labels, np.int64)
+
+
+def lines_of(content, source):
+    """The lines of a text that are not empty; UTF-8 with or without a byte order mark."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{source} is not UTF-8 text ({error.reason} at byte {error.start}): "
+                       "convert it first") from None
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line]
+
+
+def tsv(content, source, columns, header=True, exact=False):
+    """The named columns of every line, a list of tuples of str; the last is the label.
+
+    columns   names in the header line; without header, numbers from 0
+    exact     a line has as many cells as the header: a tab in a text would shift the label
+    """
+    lines, rows, at = lines_of(content, source), [], columns
+    if not lines:
+        raise BadInput(f"{source} is empty: fetch it again")
+    if header:
+        names = lines[0].split("\t")
+        if missing := [c for c in columns if c not in names]:
+            raise BadInput(f"{source} has no column {missing[0]!r}, its header is "
+                           f"{', '.join(names[:8])}: is it the right file?")
+        at = [names.index(c) for c in columns]
+    for number, line in enumerate(lines[header:], 1 + header):
+        cells = line.split("\t")
+        if len(cells) <= max(at) or exact and len(cells) != len(names):
+            raise BadInput(f"{source} line {number} has {len(cells)} cells and needs "
+                           f"{len(names) if exact else max(at) + 1}: it was cut short, or a text "
+                           "contains a tab")
+        if not cells[at[-1]].strip():
+            raise BadInput(f"{source} line {number} has no label: is it a test file?")
+        rows.append(tuple(cells[i] for i in at))
+    return rows
 
 
 # ---- MATLAB --------------------------------------------------------------------------------------
 
 MATRIX, COMPRESSED = 14, 15
-NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
-           13: "u8"}
+NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
 
 
 def elements(content, order):
@@ -109,25 +127,25 @@ def elements(content, order):
     """
     at = 0
     while at < len(content):
-        kind, length = struct.unpack_from(f"{order}II", content, at)
-        if kind >> 16:
-            kind, length, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        tag, length = struct.unpack_from(f"{order}II", content, at)
+        if tag >> 16:
+            tag, length, start, end = tag & 0xFFFF, tag >> 16, at + 4, at + 8
         else:
             start, end = at + 8, at + 8 + length
-            end += 0 if kind == COMPRESSED else -length % 8
+            end += 0 if tag == COMPRESSED else -length % 8
         if start + length > len(content):
             raise ValueError(f"an element of {length} bytes begins {len(content) - start} bytes "
                              "before the end")
-        yield kind, content[start:start + length]
+        yield tag, content[start:start + length]
         at = end
 
 
 def matrices(content, order):
     """(name, array) of the numeric arrays among the elements of a MAT v5 file."""
-    for kind, body in elements(content, order):
-        if kind == COMPRESSED:
+    for tag, body in elements(content, order):
+        if tag == COMPRESSED:
             yield from matrices(zlib.decompress(body), order)
-        elif kind == MATRIX:
+        elif tag == MATRIX:
             _, (_, shape), (_, name), (number, values), *_ = elements(body, order)
             shape = np.frombuffer(shape, f"{order}i4")
             array = np.frombuffer(values, order + NUMBERS[number]).reshape(shape, order="F")

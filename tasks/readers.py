@@ -1,140 +1,109 @@
-"""From a folder to inputs and labels, for every published data set and for folders of one's own.
+"""From the files of a data set to inputs and labels.
 
-A reader takes a folder, whose files lie unpacked or in the published archive (archives.py), and
-returns {"train": (inputs, labels), "test": ..., perhaps "val"}: inputs uint8 (n, h, w) or
-(n, h, w, 3), or a list of texts or pairs; labels (n,) int64 from 0. The labels of GLUE's test files
-are secret: `dev` is the test split here.
+Inputs are uint8 (n, h, w) or (n, h, w, 3), or a list of texts or pairs of texts; labels are (n,)
+int64 from 0. A file is (bytes, source for messages), as archives.named gives it. The labels of
+GLUE's test files are secret: `dev` is the test split here.
 """
 
-import bz2
 import csv
 import io
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tasks import formats
-from tasks import texts
-from tasks.archives import files, one, several
 from errors import BadInput
-
-PARTS = {"train": "train", "test": "t10k"}
-
-
-# ---- images --------------------------------------------------------------------------------------
+from tasks import formats
+from tasks.archives import files, named
 
 
-def idx(folder, prefix="", archives=(), first=0, transposed=False):
-    """The four files of the MNIST family; `first` is the smallest label in the file."""
-    out = {}
-    for split, part in PARTS.items():
-        part = part if not prefix else split
-        images, labels = several(folder, [f"{prefix}{part}-images-idx3-ubyte",
-                                          f"{prefix}{part}-labels-idx1-ubyte"], archives)
-        images, labels = formats.idx(*images, 3), formats.idx(*labels, 1)
-        images = images.transpose(0, 2, 1) if transposed else images
-        out[split] = images, labels.astype(np.int64) - first
-    return out
+def by_name(folder, names, decode, archives=()):
+    """{split: decode(*its files)}, `names` {split: names of its files}; reads an archive once."""
+    contents = iter(named(folder, sum(names.values(), []), archives))
+    return {split: decode(*islice(contents, len(part))) for split, part in names.items()}
 
 
-def cifar(folder, label_bytes, train, test, archives):
-    """CIFAR's binary files; the last label byte counts (fine classes)."""
-    *parts, test = [formats.records(*file, label_bytes)
-                    for file in several(folder, [*train, test], archives)]
-    x, y = zip(*parts)
-    return {"train": (np.concatenate(x), np.concatenate(y)), "test": test}
+# ---- images: files -> (inputs, labels) -----------------------------------------------------------
 
 
-def stl10(folder, archives):
-    """STL-10: labels 1 to 10, one byte each."""
-    names = [f"{split}_{part}.bin" for split in ("train", "test") for part in "Xy"]
-    found = several(folder, names, archives)                    # 2.6 GB: once
-    return {split: (formats.columns(*found[i]),
-                    np.frombuffer(found[i + 1][0], np.uint8).astype(np.int64) - 1)
-            for split, i in (("train", 0), ("test", 2))}
+def mnist(images, labels, first=0, transposed=False):
+    """The MNIST family; `first` is the smallest label in the file."""
+    images, labels = formats.idx(*images, 3), formats.idx(*labels, 1)
+    return images.transpose(0, 2, 1) if transposed else images, labels.astype(np.int64) - first
 
 
-def svhn(folder):
-    """SVHN: X (32, 32, 3, n), y (n, 1) with 10 for the digit 0."""
-    out = {}
-    for split in ("train", "test"):
-        content, source = one(folder, f"{split}_32x32.mat")
-        found = formats.mat(content, source)
-        if not {"X", "y"} <= found.keys() or found["X"].shape[:3] != (32, 32, 3):
-            raise formats.damaged(source, "has no arrays X (32, 32, 3, n) and y")
-        if not np.isin(found["y"], range(1, 11)).all():
-            raise formats.damaged(source, "has labels that are not 1 to 10")
-        out[split] = found["X"].transpose(3, 0, 1, 2), found["y"].ravel().astype(np.int64) % 10
-    return out
+def cifar(*batches, label_bytes):
+    """Records of labels, the last of which counts, and 3 x 32 x 32 pixels, plane by plane."""
+    rows = np.concatenate([formats.records(*batch, label_bytes + 3072) for batch in batches])
+    images = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, rows[:, label_bytes - 1].astype(np.int64)
+
+
+def stl10(images, labels):
+    """3 x 96 x 96 pixels, plane by plane and column by column; labels 1 to 10, one byte each."""
+    images = formats.records(*images, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+    return images, np.frombuffer(labels[0], np.uint8).astype(np.int64) - 1
+
+
+def svhn(file):
+    """X (32, 32, 3, n), y (n, 1) with 10 for the digit 0."""
+    arrays = formats.mat(*file)
+    if not {"X", "y"} <= arrays.keys() or arrays["X"].shape[:3] != (32, 32, 3):
+        raise formats.damaged(file[1], "has no arrays X (32, 32, 3, n) and y")
+    if not np.isin(arrays["y"], range(1, 11)).all():
+        raise formats.damaged(file[1], "has labels that are not 1 to 10")
+    return arrays["X"].transpose(3, 0, 1, 2), arrays["y"].ravel().astype(np.int64) % 10
+
+
+def usps(file):
+    """16 x 16 values in [-1, 1], labels 1 to 10 for the digits 0 to 9."""
+    x, y = formats.libsvm(*file, 256)
+    return np.round((x + 1) * 127.5).clip(0, 255).astype(np.uint8).reshape(-1, 16, 16), y - 1
+
+
+def medmnist(images, labels):
+    """Two .npy files, the entries of a set's .npz."""
+    try:
+        x, y = (np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+                for content, _ in (images, labels))
+        return x, y.reshape(len(x)).astype(np.int64)
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise formats.damaged(images[1], f"or its labels cannot be read ({error})") from None
 
 
 def signs(pictures, tables, source, size=32):
     """GTSRB: {entry: bytes} of PPM pictures, and csv tables that name their classes."""
-    label = {}
+    images, labels, classes = [], [], {}
     for entry, content in tables.items():
         for row in csv.DictReader(io.StringIO(content.decode("utf-8", "replace")), delimiter=";"):
             try:
-                label[Path(entry).parent.name, row["Filename"]] = int(row["ClassId"])
+                classes[Path(entry).parent.name, row["Filename"]] = int(row["ClassId"])
             except (KeyError, TypeError, ValueError):
                 raise formats.damaged(entry, "lacks Filename or ClassId in a line") from None
-    images, labels = [], []
     for entry, content in pictures.items():
         key = Path(entry).parent.name, Path(entry).name
-        if key not in label:
+        if key not in classes:
             raise formats.damaged(source, f"has no label for {entry}")
         x = torch.from_numpy(formats.ppm(content, entry).copy()).permute(2, 0, 1)[None].float()
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
         images.append(x[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
-        labels.append(label[key])
-    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8), \
-        np.array(labels, np.int64)
+        labels.append(classes[key])
+    return np.array(images, np.uint8).reshape(-1, size, size, 3), np.array(labels, np.int64)
 
 
 def gtsrb(folder):
     """German traffic signs, pictures of all sizes resized to 32 x 32."""
-    train = ["GTSRB-Training_fixed.zip"]
-    ends = lambda end, part: lambda name: name.endswith(end) and part in f"/{name}"
-    test = files(folder, ends(".ppm", "/Final_Test/"), ["GTSRB_Final_Test_Images.zip"])
-    table = files(folder, ends("GT-final_test.csv", "/"), ["GTSRB_Final_Test_GT.zip"])
-    return {"train": signs(files(folder, ends(".ppm", "/Training/"), train),
-                           files(folder, ends(".csv", "/Training/"), train), folder),
+    find = lambda end, below, archive: files(
+        folder, lambda name: name.endswith(end) and below in f"/{name}", [archive])
+    train, test = "GTSRB-Training_fixed.zip", "GTSRB_Final_Test_Images.zip"
+    table = find("GT-final_test.csv", "/", "GTSRB_Final_Test_GT.zip")
+    return {"train": signs(find(".ppm", "/Training/", train), find(".csv", "/Training/", train),
+                           folder),
             # the table of the test pictures lies in another folder than they do
-            "test": signs(test, {f"Images/{Path(k).name}": v for k, v in table.items()}, folder)}
-
-
-def usps(folder):
-    """USPS: 16 x 16 values in [-1, 1], labels 1 to 10 for the digits 0 to 9."""
-    out = {}
-    for split, name in (("train", "usps"), ("test", "usps.t")):
-        found = files(folder, lambda entry: entry in (name, f"{name}.bz2"))
-        if not found:
-            raise BadInput(f"{folder} has no {name}.bz2: give --data the folder that has it")
-        entry, content = next(iter(found.items()))
-        try:
-            content = bz2.decompress(content) if entry.endswith(".bz2") else content
-        except (OSError, ValueError, EOFError) as error:
-            raise BadInput(f"{folder}/{entry} cannot be unpacked ({error}): fetch it again") \
-                from None
-        x, y = formats.libsvm(content, f"{folder}/{entry}", 256)
-        out[split] = (np.round((x + 1) * 127.5).clip(0, 255).astype(np.uint8).reshape(-1, 16, 16),
-                      y - 1)
-    return out
-
-
-def medmnist(folder, name):
-    """A set of MedMNIST: an npz with images and labels of three splits."""
-    content, source = one(folder, f"{name}.npz")
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            parts = {split: (file[f"{split}_images"], file[f"{split}_labels"])
-                     for split in ("train", "val", "test")}
-            return {split: (x, y.reshape(len(x)).astype(np.int64)) for split, (x, y) in
-                    parts.items()}
-    except Exception as error:                       # numpy, zip and zlib each have their own
-        raise formats.damaged(source, f"cannot be read ({error})") from None
+            "test": signs(find(".ppm", "/Final_Test/", test),
+                          {f"Images/{Path(name).name}": t for name, t in table.items()}, folder)}
 
 
 def pictures(folder):
@@ -164,49 +133,39 @@ def pictures(folder):
     return out
 
 
-# ---- texts ---------------------------------------------------------------------------------------
+# ---- texts: files -> (inputs, labels) ------------------------------------------------------------
 
 
-def split_texts(folder, columns, classes, train=("train.tsv",), test=("dev.tsv",), header=True,
-          archives=()):
-    """train and test files of tab-separated columns, the label last; classes None: those of train,
-    sorted."""
-    out, own = {}, classes is None
-    for split, names in (("train", train), ("test", test)):
-        there = lambda name: files(folder, lambda e: f"/{e}".endswith(f"/{name}"), archives)
-        name = next(filter(there, names[:-1]), names[-1])     # an archive is read once
-        content, source = one(folder, name, archives)
-        rows = texts.tsv(content, source, columns, header, exact=own)
-        classes = classes or sorted({row[-1] for row in rows})
-        x, y = texts.labelled(rows, classes, source)
-        out[split] = x, np.array(y, np.int64)
-    return out
+def labelled(rows, classes, source):
+    """Texts or pairs, and class numbers by the place of a label, from rows (text, ..., label)."""
+    number = {name: i for i, name in enumerate(classes)}
+    if odd := [row[-1] for row in rows if row[-1] not in number]:
+        raise BadInput(f"{source} has the label {odd[0]!r}, the task has "
+                       f"{', '.join(classes[:8])}: correct it or leave it out")
+    texts = [row[0] if len(row) == 2 else row[:-1] for row in rows]
+    return texts, np.array([number[row[-1]] for row in rows], np.int64)
 
 
-def ag_news(folder):
-    """AG News: four classes, 1 to 4 in the file."""
-    out = {}
-    for split in ("train", "test"):
-        content, source = one(folder, f"{split}.csv")
-        x, y = texts.labelled(texts.ag_news(content, source), "1234", source)
-        out[split] = x, np.array(y, np.int64)
-    return out
+def glue(file, columns, classes, header=True):
+    """A table of texts, or pairs, and a label."""
+    return labelled(formats.tsv(*file, columns, header), classes, file[1])
 
 
-def stsb(folder):
-    """STS-B scores sentences from 0 to 5; accuracy is not defined for it."""
-    raise BadInput("stsb is a regression task, the heads here are classifiers: choose another task")
+def ag_news(file):
+    """Records of a class 1 to 4, a title and a description, which make one text."""
+    records = csv.reader(io.StringIO("\n".join(formats.lines_of(*file))))
+    try:
+        rows = [(f"{title} {text}", label) for label, title, text in records]
+    except (csv.Error, ValueError) as error:
+        raise formats.damaged(file[1], f"line {records.line_num} is no `class, title, description` "
+                                       f"({error})") from None
+    return labelled(rows, "1234", file[1])
 
 
-def by_content(folder):
-    """(kind, reader) of a folder whose task name is not in the table, or BadInput."""
-    path = Path(folder)
-    if any(path.rglob("*idx3-ubyte*")):
-        return "image", idx
-    if (path / "train.tsv").is_file():
-        return "text", partial(split_texts, columns=("sentence", "label"), classes=None,
-                               test=("test.tsv", "dev.tsv"))
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        return "image", pictures
-    raise BadInput(f"{folder} has no train-images-idx3-ubyte[.gz], no train.tsv and no train/ and "
-                   "test/ of pictures: --data wants one of these, or name the task of a known set")
+def tables(folder):
+    """train.tsv with test.tsv or dev.tsv, in columns sentence and label; classes as train sorts."""
+    both = named(folder, ["train.tsv", "test.tsv or dev.tsv"])
+    rows = [formats.tsv(*file, ("sentence", "label"), exact=True) for file in both]
+    classes = sorted({label for _, label in rows[0]})
+    return {split: labelled(r, classes, source)
+            for split, r, (_, source) in zip(("train", "test"), rows, both)}

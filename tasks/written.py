@@ -11,12 +11,12 @@
 
 In every task the same words occur under every label, so a linear classifier on word counts stays
 near chance (tests/test_text_suite.py): what counts is order, structure and who is bound to what.
-Labels follow from a rule, and those of `entail` from going through all small models.
+Labels follow from a rule, those of `entail` from a search through all small models.
 
 A task is `write(rng, y) -> str or (str, str)`; `sample` cuts the stream into chunks of 500, each
-from its own generator `default_rng([seed, task, chunk])`, so any prefix of whole chunks is the same
-text for text. A text is kept only if its checksum mod 4 is seed mod 4: the four splits of data.py,
-whose seeds follow one another, share no text.
+from its own generator `default_rng([seed, task, chunk])`: a longer sample begins with the same
+texts. A text is kept only if its checksum mod 4 is seed mod 4: the four splits of data.py, whose
+seeds follow one another, share no text.
 """
 
 import itertools
@@ -24,9 +24,9 @@ import zlib
 
 import numpy as np
 
-from tasks.english import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE, WOMEN,
-                      WORKS, agree, chance, contrast, did, draw, embedded, near, noun_phrase,
-                      opinion, pick, some_did, told)
+from tasks.english import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE,
+                           WOMEN, WORKS, agree, chance, contrast, did, draw, embedded, near,
+                           noun_phrase, opinion, pick, some_did, told)
 
 CHUNK = 500
 
@@ -104,8 +104,8 @@ def relation(premise, hypothesis):
     types = list(itertools.product((False, True), repeat=2))
     worlds = [w for n in range(1, 5) for w in itertools.combinations(types, n)
               if any(narrow for narrow, _ in w)]
-    found = {holds(*hypothesis, w) for w in worlds if holds(*premise, w)}
-    return 2 if len(found) == 2 else 0 if found == {True} else 1
+    verdicts = {holds(*hypothesis, w) for w in worlds if holds(*premise, w)}
+    return 2 if len(verdicts) == 2 else 0 if verdicts == {True} else 1
 
 
 # label -> (quantifier, narrow?) of both sentences, such that under every label each quantifier is

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 import adapters  # noqa: F401
 import encoders
@@ -204,3 +205,103 @@ def small_run(adapter):
     """A rank that is no default, and an alpha where one is given, for a layer of 16."""
     return {"rank": 3} | ({"target": 2} if adapter == "adalora" else {}) | (
         {"alpha": 5.0} if adapter != "olora" else {})
+
+
+# ---- dicts of tensors, and an encoder as one -----------------------------------------------------
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape, seed=0):
+    """Normal numbers in float64."""
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
+
+
+def same(a, b, **tolerance):
+    """Two dicts hold the same tensors."""
+    assert a.keys() == b.keys()
+    for k in a:
+        torch.testing.assert_close(a[k], b[k], **tolerance)
+
+
+def noise(like, size, seed=1):
+    """A dict of random tensors with the keys and shapes of `like`."""
+    g = generator(seed)
+    return {k: size * torch.randn(v.shape, generator=g, dtype=v.dtype) for k, v in like.items()}
+
+
+def weights_of(encoder, seed=5):
+    """Every weight of the encoder, LayerNorms moved off 1 and 0."""
+    params = {k: v.detach().clone() for k, v in encoder.named_parameters()}
+    return {k: v + d for (k, v), d in zip(params.items(), noise(params, 0.1, seed).values())}
+
+
+def activations_of(encoder):
+    """The callable (params, images) -> {weight name: inputs (rows, in)} of the linear layers."""
+    def activations(params, x):
+        seen, hooks = {}, []
+        for name, layer in encoder.named_modules():
+            if isinstance(layer, torch.nn.Linear):
+                keep = lambda _, args, name=name: seen.update(
+                    {f"{name}.weight": args[0].reshape(-1, args[0].shape[-1])})
+                hooks.append(layer.register_forward_pre_hook(keep))
+        functional_call(encoder, params, (x,))
+        for hook in hooks:
+            hook.remove()
+        return seen
+    return activations
+
+
+def images(n=12, seed=2):
+    return torch.rand(n, 1, 28, 28, generator=generator(seed), dtype=torch.float64)
+
+
+UNIT_ORDER, HEAD_ORDER = torch.randperm(24, generator=generator(1)), torch.tensor([1, 0])
+
+
+# ---- learned coefficients ------------------------------------------------------------------------
+
+
+def t(*values):
+    """A vector in float64."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def small_network(tasks=3, seed=0):
+    """A two-block network, its task vectors, and per task a head, inputs and labels."""
+    g = torch.Generator().manual_seed(seed)
+    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+    body = lambda: {"blocks.1.v": draw(4, 5), "blocks.0.q": draw(5, 3), "blocks.0.b": draw(5),
+                    "norm": draw(4), "unused": draw(2)}
+    heads = [draw(4, 3) for _ in range(tasks)]
+
+    def function(head):
+        def forward(params, x):
+            h = torch.tanh(x @ params["blocks.0.q"].T + params["blocks.0.b"])
+            return (torch.tanh(h @ params["blocks.1.v"].T) * params["norm"]) @ head
+        return forward
+
+    base, taus = body(), [body() for _ in range(tasks)]
+    inputs = [draw(12, 3) for _ in range(tasks)]
+    labels = [torch.randint(3, (12,), generator=g) for _ in range(tasks)]
+    return base, taus, [function(h) for h in heads], inputs, list(zip(inputs, labels))
+
+
+def one_weight(slope=1.0, offset=0.0):
+    """base 0, tau 1, logits (slope w + offset, 0) and one example of label 0."""
+    f = lambda p, x: torch.stack([slope * p["w"] + offset + 0 * x, 0 * x], -1)
+    return {"w": t(0.0)}, {"w": t(1.0)}, f, (t(0.0), torch.tensor([0]))
+
+
+def coefficients(merged, base, taus, index):
+    """lam (T, G) with merged = base + sum_t lam_t^g tau_t, by least squares in every group."""
+    columns = []
+    for g in range(1 + max(index.values())):
+        keys = [k for k in sorted(base) if index[k] == g]
+        flat = lambda d, keys=keys: torch.cat([d[k].reshape(-1) for k in keys])
+        moved = (flat(merged) - flat(base))[:, None]
+        stack = torch.stack([flat(tau) for tau in taus], 1)
+        columns.append(torch.linalg.lstsq(stack, moved, driver="gelsd").solution)
+    return torch.cat(columns, 1)

@@ -121,6 +121,9 @@ def test_png(tmp_path):
 def test_unknown_tasks():
     with pytest.raises(BadInput, match="unknown task 'digit': did you mean 'digits'"):
         data.check("digit")
+    for read in (lambda: data.load("digit", "val"), lambda: data.classes("digit")):
+        with pytest.raises(BadInput, match="unknown task 'digit': did you mean 'digits'"):
+            read()
     with pytest.raises(BadInput, match="digits is a generated task: leave out --data"):
         data.check("digits", "somewhere")
 

@@ -7,29 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import lora
-from linearize import (
-    LayerTaylor,
-    LinearizedModel,
-    adapt,
-    encoder_of,
-    snapshot,
-    taylor,
-    undecayed,
-)
-from lora import ADAPTERS
-from support import (
-    SHAPES,
-    adapted,
-    displacement,
-    every_adapter,
-    inputs,
-    make,
-    moved,
-    perturb,
-    placed,
-    small,
-    sums_and_differences,
-)
+from errors import BadInput
+from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encoder_of, snapshot,
+                       taylor, undecayed)
+from lora import ADAPTERS, NotMergeable
+from support import (SHAPES, adapted, displacement, every_adapter, inputs, make, moved, perturb,
+                     placed, small, sums_and_differences)
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
@@ -78,7 +61,7 @@ def lora_pair(shape=(7, 5, True)):
         for leaf in ("A", "B"):
             getattr(closed, leaf).copy_(getattr(plain, leaf))
             getattr(closed, f"{leaf}0").copy_(getattr(plain, leaf))
-    generic = LayerTaylor(plain)
+    generic = LinearizedLayer(plain)
     perturb(closed, seed=9), perturb(generic, seed=9)
     return closed, generic
 
@@ -104,7 +87,7 @@ def test_closed_form_has_the_gradient_of_the_jvp():
 
 @every_adapter
 def test_layer_taylor_forward_is_its_dense_edit(name):
-    layer = LayerTaylor(moved(name, (7, 5, True)))
+    layer = LinearizedLayer(moved(name, (7, 5, True)))
     perturb(layer, seed=4)
     x, _ = inputs(layer)
     change = layer.delta_bias()
@@ -181,4 +164,32 @@ def test_layer_form_is_not_inherited():
         model, _ = adapt(torch.nn.Sequential(torch.nn.Linear(4, 4)), "doubled", "layer", rank=2)
     finally:
         del ADAPTERS["doubled"]
-    assert isinstance(model[0], LayerTaylor) and isinstance(model[0].inner, Doubled)
+    assert isinstance(model[0], LinearizedLayer) and isinstance(model[0].inner, Doubled)
+
+
+# ---- what must be refused ------------------------------------------------------------------------
+
+
+def test_a_dense_change_of_a_model_linearized_as_a_whole_is_refused(encoder):
+    model, _ = adapt(encoder, "l_lora")
+    assert isinstance(model, DualModel)                              # its own reading: the model
+    with pytest.raises(NotMergeable, match="--space adapter"):
+        lora.deltas(model)
+
+
+def test_a_second_adapter_on_one_model_is_refused(encoder):
+    adapt(encoder, "lora")
+    with pytest.raises(BadInput, match="has adapters already"):
+        adapt(encoder, "dora")
+
+
+def test_copies_of_a_linearized_model_are_apart(encoder):
+    """A copy keeps its twin on its own tensors: moving one leaves the other where it is."""
+    model, _ = adapt(encoder, "l_lora")
+    x = torch.rand(2, 1, 28, 28, dtype=torch.float64)
+    other, before = copy.deepcopy(model), model(x)
+    perturb(other)
+    assert torch.equal(model(x), before) and not torch.allclose(other(x), before)
+    definition = LinearizedModel(other.model)
+    definition.p0 = other.p0
+    torch.testing.assert_close(other(x), definition(x))

@@ -136,7 +136,7 @@ def test_regmean_counts_real_tokens_only(space, ids):
 def test_data_rules_take_texts_of_different_lengths(space, ids, rule):
     keywords = {"activations": space.activations, "functions": 2 * [lambda p, x:
                                                                    head(space.call(p, x))]}
-    needs = merge.RULES[rule].needs
+    needs = merge.needs(rule)
     merged = [merge.RULES[rule](space.base, space.taus, batches=batches,
                                 **{k: v for k, v in keywords.items() if k in needs})
               for batches in ([ids[:3], ids[1:, :4]], [wider(ids[:3]), wider(ids[1:, :4], 9)])]
@@ -147,7 +147,7 @@ def test_data_rules_take_texts_of_different_lengths(space, ids, rule):
 
 def test_the_router_of_twin_takes_texts(space, ids):
     labelled = [(ids[:2], None), (ids[2:, :9], None)]
-    made = merge.EXPERTS["twin"](space.base, space.taus, features=space.call, labelled=labelled)
+    made = merge.RULES["twin"](space.base, space.taus, features=space.call, labelled=labelled)
     assert made.route(ids).tolist() == [0, 0, 1, 1]
 
 
@@ -184,7 +184,7 @@ def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter,
     torch.testing.assert_close(call(merged, ids), model(ids), atol=1e-5, rtol=0)
     code, out, err = command(evaluation.main, *folders, "--merge", rules, "--limit", 20)
     rows = {line.split("|")[1].split()[0] for line in out.splitlines() if line.startswith("| ")}
-    with_data = {name for name in RULES if RULES[name].needs and not obstacle(name, "weight", 2)}
+    with_data = {name for name in RULES if merge.needs(name) and not obstacle(name, "weight", 2)}
     expected = with_data if rules == "all" else set(rules.split(","))
     assert code == 0 and expected | {"base", "single"} <= rows, err
     code, out, err = command(evaluation.main, *folders, "--analyze", "cosine,entropy")

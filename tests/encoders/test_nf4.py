@@ -74,7 +74,7 @@ def quantised(name, **hp):
     """Adapter `name` on a quantised float64 layer of 9 inputs and 8 outputs."""
     model = nn.Sequential(linear(9, 8))
     generator = torch.Generator().manual_seed(5)
-    lora.inject(model, name, generator=generator, quantize="nf4", **small(name) | hp)
+    lora.inject(model, name, generator=generator, quantizer=QuantLinear, **small(name) | hp)
     return model[0]
 
 
@@ -112,7 +112,7 @@ def error(name, **hp):
     base = decaying()
     W0 = base.weight.detach().clone()
     model = nn.Sequential(base)
-    lora.inject(model, name, quantize="nf4", rank=8, **hp)
+    lora.inject(model, name, quantizer=QuantLinear, rank=8, **hp)
     W = model[0].base.weight + model[0].delta_weight()
     return torch.linalg.matrix_norm(W0 - W.detach(), "nuc")
 

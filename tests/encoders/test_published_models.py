@@ -13,6 +13,7 @@ import torch
 
 import encoders
 import reference
+from encoders import published as checkpoints
 from encoders import safetensors
 from errors import BadInput
 from files import damage, layers, published_bert, published_clip, published_vit, random
@@ -102,7 +103,7 @@ def test_single_files_give_the_reference_output(tmp_path, dinov2, key):
     w = hugging_face(timm(tmp_path / "small.pth", dinov2, key))
     model = encoders.load(tmp_path / "small.pth")
     theirs = reference.vit(IMAGE[0].double().numpy(), w, heads=2, patch=7, eps=1e-6, dinov2=dinov2,
-                           position=w["embeddings.position_embeddings"][0], **encoders.IMAGENET)
+                           position=w["embeddings.position_embeddings"][0], **checkpoints.IMAGENET)
     with torch.no_grad():
         np.testing.assert_allclose(model(IMAGE)[0].numpy(), theirs, atol=5e-5, rtol=5e-5)
     assert (model.name, model.sha256) == ("small", safetensors.sha256(tmp_path / "small.pth"))
@@ -202,8 +203,8 @@ def test_a_published_name_is_fetched_and_loaded(binary, tmp_path, monkeypatch):
     del config["model_type"]
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setitem(downloads.CHECKPOINTS, "bert-tiny",
-                        (folder.as_uri(), downloads.TEXTS, None))
+    monkeypatch.setitem(checkpoints.CHECKPOINTS, "bert-tiny",
+                        (folder.as_uri(), checkpoints.TEXTS, None))
 
     def absent(url, path, sha256=None):
         if not (folder / path.name).exists():

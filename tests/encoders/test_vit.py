@@ -10,11 +10,12 @@ import torch.nn.functional as F
 
 import encoders
 import reference
-from encoders import safetensors
+from encoders import published as checkpoints, safetensors
 from errors import BadInput
 from files import damage, published_vit
 
-KINDS = {"vit": encoders.HALF, "deit": encoders.IMAGENET, "dinov2": encoders.IMAGENET}
+KINDS = {"vit": checkpoints.HALF, "deit": checkpoints.IMAGENET,
+         "dinov2": checkpoints.IMAGENET}
 
 
 def compare(folder, kind, heads, patch, eps, image, tolerance):

@@ -9,6 +9,7 @@ from email.message import Message
 import pytest
 import torch
 
+from encoders import published
 from errors import BadInput
 from tasks import downloads
 
@@ -111,7 +112,7 @@ def test_a_checkpoint_is_fetched_once_weights_last(monkeypatch, tmp_path):
     absent = ("tokenizer_config.json", "model.safetensors")
     asked = serve(monkeypatch, lambda url: missing(url) if url.endswith(absent)
                   else Answer(url.encode(), None))
-    folder = downloads.checkpoint("bert-tiny")
+    folder = published.checkpoint("bert-tiny")
     assert folder == tmp_path / "checkpoints" / "bert-tiny"
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "pytorch_model.bin",
                                                         "vocab.txt"]
@@ -120,7 +121,7 @@ def test_a_checkpoint_is_fetched_once_weights_last(monkeypatch, tmp_path):
     assert [url.rpartition("/")[2] for url in asked] == [
         "config.json", "tokenizer_config.json", "vocab.txt", "model.safetensors",
         "pytorch_model.bin"]
-    downloads.checkpoint("bert-tiny")
+    published.checkpoint("bert-tiny")
     assert len(asked) == 5
 
 
@@ -134,9 +135,9 @@ def test_a_checkpoint_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(BadInput, match="the model minilm-l6 is not on this machine: https://hugging"
                        ".*no route.*put it into .*checkpoints/minilm-l6; a folder needs config.json"
                        ", vocab.txt and model.safetensors or pytorch_model.bin") as told:
-        downloads.checkpoint("minilm-l6")
+        published.checkpoint("minilm-l6")
     assert "\n" not in str(told.value)
     serve(monkeypatch, lambda url: Answer(b"not the weights", None))
     with pytest.raises(BadInput, match="has sha256 .* not 53aa51172d142c89"):
-        downloads.checkpoint("minilm-l6")
+        published.checkpoint("minilm-l6")
     assert not list(tmp_path.rglob("model.safetensors*"))

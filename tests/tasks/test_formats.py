@@ -9,7 +9,7 @@ import pytest
 
 from errors import BadInput
 from files import matlab, tarred, zipped
-from tasks import archives, formats, texts
+from tasks import archives, formats, readers
 
 RNG = np.random.default_rng(0)
 
@@ -22,22 +22,22 @@ def test_cifar_records_are_planes_after_the_label_bytes():
     planes = np.zeros((2, 3, 32, 32), np.uint8)
     planes[1, :, 1, 2] = 10, 20, 30
     content = b"".join(bytes([7, 5 + i]) + planes[i].tobytes() for i in range(2))
-    images, labels = formats.records(content, "x", label_bytes=2)
+    images, labels = readers.cifar((content, "x"), label_bytes=2)
     assert labels.tolist() == [5, 6] and images.shape == (2, 32, 32, 3)
     assert images[1, 1, 2].tolist() == [10, 20, 30] and images.sum() == 60
     for damaged in (content[:-1], b""):
         with pytest.raises(BadInput, match="no multiple of 3074"):
-            formats.records(damaged, "x", 2)
+            readers.cifar((damaged, "x"), label_bytes=2)
 
 
 def test_stl_columns_run_down():
     """Byte 1 of a plane is row 1 of column 0."""
     plane = np.zeros((3, 96 * 96), np.uint8)
     plane[0, 1], plane[2, 96] = 9, 8
-    image = formats.columns(plane.tobytes(), "x")[0]
+    image = readers.stl10((plane.tobytes(), "x"), (b"\1", "y"))[0][0]
     assert image[1, 0].tolist() == [9, 0, 0] and image[0, 1].tolist() == [0, 0, 8]
     with pytest.raises(BadInput, match="no multiple"):
-        formats.columns(plane.tobytes()[1:], "x")
+        readers.stl10((plane.tobytes()[1:], "x"), (b"\1", "y"))
 
 
 def test_ppm_with_a_comment():
@@ -88,12 +88,12 @@ def test_damaged_mat_files_are_refused(packed):
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_file_is_found_unpacked_in_a_folder_below_or_in_the_archive(tmp_path, pack):
     pack(tmp_path / "set.archive", {"set/a.bin": b"packed", "set/not-a.bin": b"no"})
-    assert archives.one(tmp_path, "a.bin", ["other.zip", "set.archive"])[0] == b"packed"
+    assert archives.named(tmp_path, ["a.bin"], ["other.zip", "set.archive"])[0][0] == b"packed"
     (tmp_path / "below").mkdir()
     (tmp_path / "below" / "a.bin.gz").write_bytes(gzip.compress(b"unpacked"))
-    assert archives.one(tmp_path, "a.bin", ["set.archive"])[0] == b"unpacked"
-    with pytest.raises(BadInput, match="has no b.bin and no set.archive"):
-        archives.one(tmp_path, "b.bin", ["set.archive"])
+    assert archives.named(tmp_path, ["a.bin"], ["set.archive"])[0][0] == b"unpacked"
+    with pytest.raises(BadInput, match="has no b.bin, unpacked or in set.archive"):
+        archives.named(tmp_path, ["b.bin"], ["set.archive"])
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
@@ -144,15 +144,15 @@ def test_the_nearest_of_several_files_or_none(tmp_path):
         (tmp_path / place).mkdir()
         (tmp_path / place / "a.bin").write_bytes(place.encode())
     with pytest.raises(BadInput, match="has a.bin in one and in two: give --data one of these"):
-        archives.one(tmp_path, "a.bin")
-    assert archives.one(tmp_path / "two", "a.bin")[0] == b"two"
+        archives.named(tmp_path, ["a.bin"])
+    assert archives.named(tmp_path / "two", ["a.bin"])[0][0] == b"two"
     (tmp_path / "a.bin").write_bytes(b"here")
-    assert archives.one(tmp_path, "a.bin")[0] == b"here"
+    assert archives.named(tmp_path, ["a.bin"])[0][0] == b"here"
 
 
 def test_several_files_come_in_the_order_of_their_names(tmp_path):
     tarred(tmp_path / "set.tar.gz", {"./x/a.bin": b"A", "./x/b.bin": b"B", "./x/ab.bin": b"no"})
-    found = archives.several(tmp_path, ["b.bin", "a.bin"], ["set.tar.gz"])
+    found = archives.named(tmp_path, ["b.bin", "a.bin"], ["set.tar.gz"])
     assert [content for content, _ in found] == [b"B", b"A"]
 
 
@@ -161,36 +161,35 @@ def test_several_files_come_in_the_order_of_their_names(tmp_path):
 
 def test_tsv_columns_by_name_whatever_their_order():
     content = '\ufefflabel\tid\tsentence\r\n1\t7\ta "quoted\r\n0\t8\tb\r\n'.encode()
-    rows = texts.tsv(content, "x", ("sentence", "label"))
+    rows = formats.tsv(content, "x", ("sentence", "label"))
     assert rows == [('a "quoted', "1"), ("b", "0")]
-    assert texts.tsv(b"s\t1\t\tfine", "x", (3, 1), header=False) == [("fine", "1")]
+    assert formats.tsv(b"s\t1\t\tfine", "x", (3, 1), header=False) == [("fine", "1")]
 
 
 @pytest.mark.parametrize("content, told", [
     (b"sentence\tscore\na\t1", "no column 'label', its header is sentence, score"),
-    (b"sentence\tlabel\na\t1\nb", "line 3 has 1 columns and needs 2"),
+    (b"sentence\tlabel\na\t1\nb", "line 3 has 1 cells and needs 2"),
     (b"sentence\tlabel\na\t \n", "line 2 has no label: is it a test file?"),
     (b"", "is empty"), (b"sentence\tlabel\n\xff\xfe\t1", "is not UTF-8 text"),
 ])
 def test_damaged_tables_are_refused(content, told):
     with pytest.raises(BadInput, match=told):
-        texts.tsv(content, "x", ("sentence", "label"))
+        formats.tsv(content, "x", ("sentence", "label"))
 
 
 def test_ag_news_joins_title_and_description():
-    rows = texts.ag_news(b'"3","Wall St., up","Stocks ""rose"""\n"1","a","b"\n', "x")
-    assert rows == [('Wall St., up Stocks "rose"', "3"), ("a b", "1")]
-    with pytest.raises(BadInput, match="record 2 has 2 fields"):
-        texts.ag_news(b'"3","a","b"\n"1","a"\n', "x")
-    with pytest.raises(BadInput, match="is no csv"):
-        texts.ag_news(b'"3","a","' + b"b" * 200_000, "x")
+    read, labels = readers.ag_news((b'"3","Wall St., up","Stocks ""rose"""\n"1","a","b"\n', "x"))
+    assert read == ['Wall St., up Stocks "rose"', "a b"] and labels.tolist() == [2, 0]
+    for damaged in (b'"3","a","b"\n"1","a"\n', b'"3","a","' + b"b" * 200_000):
+        with pytest.raises(BadInput, match="line . is no `class, title, description`"):
+            readers.ag_news((damaged, "x"))
 
 
 def test_labels_by_their_place_among_the_classes():
-    read, labels = texts.labelled([("a", "b", "no"), ("c", "d", "yes")], ("yes", "no"), "x")
-    assert read == [("a", "b"), ("c", "d")] and labels == [1, 0]
-    assert texts.labelled([("a", "no")], ("yes", "no"), "x")[0] == ["a"]
-    with pytest.raises(BadInput, match="the label 'maybe', the task knows yes, no"):
-        texts.labelled([("a", "maybe")], ("yes", "no"), "x")
+    read, labels = readers.labelled([("a", "b", "no"), ("c", "d", "yes")], ("yes", "no"), "x")
+    assert read == [("a", "b"), ("c", "d")] and labels.tolist() == [1, 0]
+    assert readers.labelled([("a", "no")], ("yes", "no"), "x")[0] == ["a"]
+    with pytest.raises(BadInput, match="the label 'maybe', the task has yes, no"):
+        readers.labelled([("a", "maybe")], ("yes", "no"), "x")
     with pytest.raises(BadInput, match="the label ''"):
-        texts.labelled([("a", "")], ("yes", "no"), "x")
+        readers.labelled([("a", "")], ("yes", "no"), "x")

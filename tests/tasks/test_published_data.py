@@ -121,7 +121,7 @@ def test_images_of_a_published_set(task, tmp_path):
     assert data.classes(task, str(tmp_path)) == published.DATASETS[task].classes
     assert set(data.load(task, "calib", str(tmp_path))[1].tolist()) == {-1}
     counts = {split: len(data.load(task, split, str(tmp_path))[1]) for split in data.SPLITS}
-    total = len(published.read(task, str(tmp_path))[0]["train"][1])
+    total = len(published.read(task, str(tmp_path))[2]["train"][1])
     own = task == "bloodmnist"                                   # it has a val split of its own
     assert counts["train"] == total - total // 10 * (1 if own else 2)
     assert counts["val"] == (4 if own else total // 10)
@@ -151,14 +151,12 @@ def test_a_sign_without_label_does_not_take_another_class_s(tmp_path):
         data.check("gtsrb", str(tmp_path))
 
 
-@pytest.mark.parametrize("line, told", [
-    ("1 1:nan", "nan is outside -1 to 1"), ("1 1:7", "7 is outside -1 to 1"),
-    ("1.5 1:1", "the label 1.5 is no class"), ("inf 1:1", "the label inf is no class"),
-    ("1 257:1", "index 257 is outside 1 to 256"), ("1 1", "is no `label index:value")])
-def test_damaged_lines_of_usps_are_refused(line, told, tmp_path):
+@pytest.mark.parametrize("line", [
+    "1 1:nan", "1 1:7", "1.5 1:1", "inf 1:1", "1 257:1", "1 0:1", "1 inf:1", "1 1"])
+def test_damaged_lines_of_usps_are_refused(line, tmp_path):
     make_usps(tmp_path)
     (tmp_path / "usps.bz2").write_bytes(bz2.compress(f"2 1:1\n\n{line}\n".encode()))
-    with pytest.raises(BadInput, match=f"usps.bz2 line 3 .*{told}"):
+    with pytest.raises(BadInput, match="usps.bz2 line 3 is no `label index:value ...`"):
         data.check("usps", str(tmp_path))
 
 
@@ -184,17 +182,16 @@ def test_pictures_of_other_sizes_become_32_pixels(tmp_path):
 
 def test_medmnist_is_read_without_pickle_and_whole(tmp_path):
     path = tmp_path / "bloodmnist.npz"
-    np.savez(path, train_images=np.array([object()]))
-    with pytest.raises(BadInput, match="cannot be read"):
-        data.check("bloodmnist", str(tmp_path))
     make_bloodmnist(tmp_path)
-    several = dict(np.load(path)) | {"train_labels": np.zeros((10, 14), np.uint8)}
-    np.savez(path, **several)                              # as chestmnist has
-    with pytest.raises(BadInput, match="cannot be read"):
-        data.check("bloodmnist", str(tmp_path))
+    whole = dict(np.load(path))
+    for part in ({"train_images": np.array([object()])},
+                 {"train_labels": np.zeros((10, 14), np.uint8)}):          # as chestmnist has
+        np.savez(path, **whole | part)
+        with pytest.raises(BadInput, match="cannot be read"):
+            data.check("bloodmnist", str(tmp_path))
     make_bloodmnist(tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="cannot be unpacked"):
         data.check("bloodmnist", str(tmp_path))
 
 
@@ -243,7 +240,7 @@ def test_glue_from_its_zip(task, tmp_path):
     assert len(data.load(task, "train", str(tmp_path), encode=len)[1]) == 16
 
 
-def test_mrpc_ag_news_and_regression(tmp_path):
+def test_mrpc_and_ag_news(tmp_path):
     header = ("\ufeffQuality", "#1 ID", "#2 ID", "#1 String", "#2 String")
     for part in ("train", "test"):
         (tmp_path / f"msr_paraphrase_{part}.txt").write_text(
@@ -254,8 +251,6 @@ def test_mrpc_ag_news_and_regression(tmp_path):
     assert texts == [("One.", "Two.")] and labels.tolist() == [1]
     texts, labels = data.load("ag_news", "test", str(tmp_path), 1, same)
     assert texts == ["title text"] and labels.tolist() == [3]
-    with pytest.raises(BadInput, match="stsb is a regression task"):
-        data.check("stsb", str(tmp_path))
 
 
 def test_a_table_of_ones_own(tmp_path):
@@ -268,14 +263,14 @@ def test_a_table_of_ones_own(tmp_path):
     assert data.classes("mine", str(tmp_path)) == 2
     (tmp_path / "dev.tsv").write_text(table(("sentence", "label"), ("z", "gin")))
     published.read.cache_clear()
-    with pytest.raises(BadInput, match="the label 'gin', the task knows ale, tea"):
+    with pytest.raises(BadInput, match="the label 'gin', the task has ale, tea"):
         data.check("mine", str(tmp_path))
 
 
 def test_a_tab_in_a_text_is_not_a_label(tmp_path):
     for name in ("train.tsv", "dev.tsv"):
         (tmp_path / name).write_text("sentence\tlabel\na\tx\nb\ttail\tx\n")
-    with pytest.raises(BadInput, match="line 3 has 3 cells, the header 2: a text must not contain"):
+    with pytest.raises(BadInput, match="line 3 has 3 cells and needs 2: .* a text contains a tab"):
         data.check("mine", str(tmp_path))
 
 
