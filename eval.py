@@ -7,32 +7,155 @@
     python eval.py --list                                    # every rule and its keys
 
 Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
-The scores are explained in score.py.
+experiment/scoring.py explains the scores. Below: merging, then the command line. analysis/,
+exchange/ and experiment.jobs are for some calls only and imported where they are used.
 """
 
 import argparse
+import functools
 import itertools
-import statistics
+from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
-from experiment import cli
-from exchange import peft_folder
-from exchange import huggingface
 import merge
-import encoders
-from analysis import plots
-from analysis import protocols  # noqa: F401  (fills INSTRUMENTS)
-from experiment import run_folder
-from experiment import spaces
 from errors import BadInput, unknown
-from analysis.instruments import INSTRUMENTS, Analysis
-from experiment.jobs import spread
-from experiment.scoring import RULES, Bench, Tasks, obstacle, prepared, row, split_joint, summarize
+from experiment import cli, run_folder, scoring, spaces, tables
+from experiment.scoring import RULES, Tasks
 
 LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
+INSTRUMENTS = ("cosine", "distance", "pca", "disentangle", "landscape", "entropy", "subsets",
+               "coefficient", "unseen", "retention", "forget", "analogy", "corruption")
+
+
+# ---- merging -------------------------------------------------------------------------------------
+
+
+class Group(NamedTuple):
+    """Runs that are merged with each other, and how: plain values, for any process."""
+
+    method: str | None               # lora, l_lora.model, ... with --by adapter
+    seed: int | None                 # with --by seed
+    folders: tuple
+    space: str
+    split: str
+    device: str
+    limit: int | None
+    unlabelled: str
+
+    def name(self):
+        return " ".join(str(v) for v in (self.method, self.seed) if v is not None) or "all"
+
+
+def load(folder):
+    """A run from its run folder, or from the PEFT folder that --export wrote."""
+    if (Path(folder) / "adapter_config.json").is_file():
+        from exchange import peft_folder
+        return peft_folder.load(folder)
+    return run_folder.load(folder)
+
+
+@functools.lru_cache(maxsize=2)
+def opened(group):
+    """(joint runs, Space of the others, Tasks of all) of a Group, once per process."""
+    runs = [load(folder) for folder in group.folders]
+    joint, single = scoring.split_joint(runs)
+    tasks = Tasks(runs, group.device, group.limit, group.unlabelled)
+    return joint, spaces.vectors(single, group.space, group.device), tasks
+
+
+def rows_of(group, rule, choices, export):
+    """{rule: its row} in a group; the rows that no rule makes where the rule is None.
+
+    choices  list of settings to choose from;  export  a folder for the merged encoder, or None
+    """
+    joint, space, tasks = opened(group)
+    if rule is None:
+        return scoring.references(joint, space, tasks, group.split)
+    result, row = scoring.merged(rule, choices, space, tasks, group.split)
+    if export:
+        from exchange import huggingface
+        about = {"rule": rule, "space": group.space, "split": group.split,
+                 "runs": [Path(folder).name for folder in group.folders]}
+        huggingface.write_merged(space.apply(result), tasks.heads, about | row, export)
+    return {rule: row}
+
+
+def groups_of(runs, args, by):
+    """{Group: its runs}: one for every adapter and seed, where `by` names them."""
+    groups = {}
+    for run in runs:
+        key = (run_folder.method(run["setting"]) if "adapter" in by else None,
+               run["setting"]["seed"] if "seed" in by else None)
+        groups.setdefault(key, []).append(run)
+    return {Group(*key, tuple(str(run["folder"]) for run in members),
+                  args.space or spaces.default(members), args.split, args.device, args.limit,
+                  args.unlabelled): members for key, members in groups.items()}
+
+
+def usable(group, members, args, reported):
+    """The rules of --merge that fit a group; --merge all leaves out the others, else BadInput.
+
+    reported   set of reasons that were printed for other groups; grows
+    """
+    fit, (_, single) = [], scoring.split_joint(members)
+    for rule in args.merge:
+        reason = scoring.obstacle(rule, group.space, len(single))
+        if not reason:
+            fit.append(rule)
+        elif not args.all:
+            raise BadInput(f"{reason}: leave it out or give other runs")
+        elif reason not in reported:
+            tqdm.write(f"left out: {reason}")
+            reported.add(reason)
+    return fit
+
+
+def merge_runs(runs, args):
+    """Every rule in every group, and a table per method; returns {group: {"space", "rows"}}."""
+    opened.cache_clear()                                  # runs may have been trained again since
+    groups, units, reported = groups_of(runs, args, args.by), [], set()
+    for group, members in groups.items():
+        units.append((group, None, None, None))
+        for rule in usable(group, members, args, reported):
+            units.append((group, rule, settings_of(rule, args), args.export))
+    if args.jobs > 1:
+        from experiment import jobs
+        results = jobs.spread(rows_of, units, args.jobs, "rules")
+    else:
+        with tqdm(units, "rules") as bar:
+            results = [rows_of(*unit) for unit in bar]
+    rows = {group: {} for group in groups}
+    for (group, *_), made in zip(units, results):
+        rows[group] |= made
+    for group in groups:
+        scoring.summarize(rows[group])
+    for method in dict.fromkeys(group.method for group in groups):
+        same = [group for group in groups if group.method == method]
+        first = groups[same[0]][0]["setting"]
+        print(f"\n{sum(len(g.folders) for g in same)} runs in {len(same)} group(s), adapter "
+              f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
+              f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
+        print(tables.report([rows[group] for group in same], args.all))
+    return {group.name(): {"space": group.space, "rows": rows[group]} for group in groups}
+
+
+def own_tasks(runs, args):
+    """The table without --merge: every run on its own tasks."""
+    lines = []
+    for run in tqdm(runs, "runs"):
+        model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
+        s, tasks = run["setting"], Tasks([run], args.device, args.limit)
+        for task in tasks.runs:
+            lines.append([run["folder"].name, s["adapter"], s["linearize"], task,
+                          *[tasks.score(model, split, task) for split in ("val", "test")]])
+    return cli.table(["run", "adapter", "linearize", "task", "val", "test"], lines)
+
+
+# ---- command line --------------------------------------------------------------------------------
 
 
 def arguments():
@@ -63,11 +186,11 @@ def arguments():
     add("--json", metavar="FILE", help="also write every number to a file")
     add("--list", action="store_true", help="list the rules and stop")
     args = p.parse_args()
-    args.all = args.merge == "all"
+    args.all, args.everything = args.merge == "all", args.analyze == "all"
     args.merge = [r for r in RULES if r not in TRIVIAL] if args.all else \
         cli.names(args.merge, "rule", RULES)
     args.by = cli.names(args.by, "--by", ["adapter", "seed"])
-    args.analyze = list(INSTRUMENTS) if args.analyze == "all" else \
+    args.analyze = list(INSTRUMENTS) if args.everything else \
         cli.names(args.analyze, "instrument", INSTRUMENTS)
     if args.all and not any(s.startswith("lam=") for s in args.sweep + args.set):
         args.sweep.append(LAM)
@@ -75,7 +198,9 @@ def arguments():
         check_export(args)
     cli.positive(args, "jobs", "limit")
     args.device = cli.device(args.device)
-    args.plot = plots.folder(args.plot) if args.plot else None
+    if args.plot:
+        from analysis import plots
+        args.plot = plots.folder(args.plot)
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
@@ -83,6 +208,7 @@ def arguments():
 
 def check_export(args):
     """BadInput unless --export has one thing to write, and somewhere to write it."""
+    from exchange import huggingface
     if args.merge and (len(args.merge) > 1 or args.by or RULES[args.merge[0]].experts):
         raise BadInput("--export writes one merged encoder: give --merge one rule that makes one "
                        "model, without --by")
@@ -91,182 +217,18 @@ def check_export(args):
     huggingface.check_new(args.export)
 
 
-def grid(text):
-    """lam=0:1:0.05 -> ("lam", [0, 0.05, ..., 1]);  density=0.1,0.2 -> ("density", [0.1, 0.2])."""
-    key, _, values = text.partition("=")
-    try:
-        if ":" in values:
-            low, high, step = (float(v) for v in values.split(":"))
-            count = round((high - low) / step)
-            return key, [round(low + i * step, 10) for i in range(count + 1)]
-        return key, [float(v) for v in values.split(",")]
-    except (ValueError, ZeroDivisionError):
-        raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, "
-                       "or KEY=a,b,c") from None
-
-
 def settings_of(rule, args):
     """The settings of a rule to try: --set fixed, --sweep as a product; a list of dicts."""
-    known = merge.options(rule)
+    options = merge.options(rule)
     everything = {k: v for r in args.merge for k, v in merge.options(r).items()}
     fixed = cli.keywords(args.set, everything, "these rules")
-    swept = dict(grid(s) for s in args.sweep)
+    swept = dict(cli.grid(s) for s in args.sweep)
     for key in swept:
         if key not in everything:
             raise unknown("key for these rules", key, everything)
-    swept = {k: swept[k] for k in sorted(swept, key="lam".__eq__) if k in known}  # lam fastest
-    fixed = {k: v for k, v in fixed.items() if k in known and k not in swept}
+    swept = {k: swept[k] for k in sorted(swept, key="lam".__eq__) if k in options}  # lam fastest
+    fixed = {k: v for k, v in fixed.items() if k in options and k not in swept}
     return [fixed | dict(zip(swept, values)) for values in itertools.product(*swept.values())]
-
-
-def kind_of(run):
-    """lora, l_lora.model, dora.nf4, ...: what a table is about."""
-    s = run["setting"]
-    parts = [s["adapter"], s["linearize"] if s["linearize"] != "off" else None, s["quantize"]]
-    return ".".join(part for part in parts if part)
-
-
-def chosen(row):
-    """The settings of a row, as text."""
-    return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-                     for k, v in row.get("chosen", {}).items() if v is not None)
-
-
-def report(results, tasks, costs):
-    """The table of one or several seeds: mean, and the spread where there are several.
-
-    costs   False: a column per task; True: the worst task, seconds and memory of each rule
-    """
-    def cell(values, form="{:.3f}"):
-        if len(values) == 1:
-            return form.format(values[0])
-        return f"{form} ± {form}".format(statistics.fmean(values), statistics.stdev(values))
-
-    out = []
-    for name in results[0]:
-        rows = [r[name] for r in results]
-        line = [name, " / ".join(dict.fromkeys(map(chosen, rows))) or "-"]
-        if not costs:
-            line += [f"{statistics.fmean(r['scores'][t] for r in rows):.3f}" for t in tasks]
-        line += [cell([r[k] for r in rows]) for k in ("absolute", "normalised", "share")]
-        if costs:
-            worst = rows[0]["worst"]
-            line.append(f"{worst} {statistics.fmean(r['scores'][worst] for r in rows):.3f}")
-            line += [f"{statistics.fmean(r[k] for r in rows) / unit:.1f}" if k in rows[0] else "-"
-                     for k, unit in (("seconds", 1), ("bytes", 2 ** 20))]
-        out.append(line)
-    header = ["model", "chosen on val", *([] if costs else tasks), "absolute", "normalised",
-              "share", *(["worst task", "s", "MiB"] if costs else [])]
-    return cli.table(header, out)
-
-
-def own_task(group, args):
-    """The table without --merge: every run on its own tasks."""
-    rows = []
-    for run in tqdm(group, desc="runs"):
-        model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
-        s, tasks = run["setting"], Tasks([run], args.device, args.limit)
-        for task in tasks.runs:
-            rows.append([run["folder"].name, s["adapter"], s["linearize"], task,
-                         *[tasks.score(model, split, task) for split in ("val", "test")]])
-    return cli.table(["run", "adapter", "linearize", "task", "val", "test"], rows)
-
-
-def groups_of(loaded, by):
-    """{(kind, seed): runs}, by what is asked for; else one group."""
-    groups = {}
-    for run in loaded:
-        key = (kind_of(run) if "adapter" in by else None,
-               run["setting"]["seed"] if "seed" in by else None)
-        groups.setdefault(key, []).append(run)
-    return groups
-
-
-def plan(group, args, told):
-    """(space, {rule: settings to choose from}) of a group; `all` leaves out what does not apply.
-
-    told   set of what was already said to be left out, of other groups; grows
-    """
-    space, rules = args.space or spaces.default(group), {}
-    _, single = split_joint(group)
-    for rule in args.merge:
-        if why := obstacle(rule, space, len(single)):
-            if not args.all:
-                raise BadInput(f"{why}: leave it out or give other runs")
-            if why not in told:
-                tqdm.write(f"left out: {why}")
-            told.add(why)
-            continue
-        rules[rule] = settings_of(rule, args)
-    return space, rules
-
-
-def merged_tables(loaded, args):
-    """Merge every group and print one table per kind of adapter."""
-    prepared.cache_clear()                              # runs may have been trained again since
-    groups, units, owner = groups_of(loaded, args.by), [], []
-    told = set()
-    plans = {key: plan(group, args, told) for key, group in groups.items()}
-    for key, (space, rules) in plans.items():
-        folders = tuple(str(run["folder"]) for run in groups[key])
-        bench = Bench(folders, space, args.split, args.device, args.limit, args.unlabelled)
-        units += [(bench, rule, rules.get(rule), args.export) for rule in (None, *rules)]
-        owner += [key] * (1 + len(rules))
-    with tqdm(total=sum(len(choices or [0]) for _, _, choices, _ in units), desc="rules") as bar:
-        rows = spread(row, units, args.jobs, bar)
-    found = {key: {} for key in groups}
-    for key, made in zip(owner, rows):
-        found[key] |= made
-    for made in found.values():
-        summarize(made)
-    for kind in dict.fromkeys(kind for kind, _ in groups):
-        keys = [key for key in groups if key[0] == kind]
-        first = groups[keys[0]][0]["setting"]
-        print(f"\n{sum(len(groups[k]) for k in keys)} runs in {len(keys)} group(s), adapter "
-              f"{first['adapter']}, linearize {first['linearize']}, space {plans[keys[0]][0]}, "
-              f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
-        results = [found[key] for key in keys]
-        print(report(results, list(results[0]["base"]["scores"]), args.all))
-    named = lambda key: " ".join(str(part) for part in key if part is not None) or "all"
-    return {named(key): {"space": plans[key][0], "rows": rows} for key, rows in found.items()}
-
-
-def check_analyses(loaded, args):
-    """BadInput for an instrument that these runs are nothing for; `all` leaves it out."""
-    texts = any(encoders.kind(run["setting"]["model"]) == "text" for run in loaded)
-    few = len({run["setting"]["task"] for run in loaded if len(run_folder.tasks(run)) == 1}) < 4
-    everything = args.analyze == list(INSTRUMENTS)
-    for name, unfit, why in (
-            ("corruption", texts, "corruption is for images and these runs are on texts"),
-            ("analogy", few, "analogy needs runs on four tasks or more")):
-        if unfit and name in args.analyze:
-            if not everything:
-                raise BadInput(f"{why}: leave it out of --analyze")
-            tqdm.write(f"left out: {why}")
-            args.analyze.remove(name)
-
-
-def analyzed(loaded, args):
-    """Run the instruments on every group."""
-    found = {}
-    for (kind, seed), group in groups_of(loaded, [*args.by, "adapter"]).items():
-        _, group = split_joint(group)
-        tasks = Tasks(group, args.device, args.limit, args.unlabelled)
-        space_name = args.space or spaces.default(group)
-        space = spaces.vectors(group, space_name, args.device)
-        a = Analysis(space, tasks, kind, args.lam or 0.0, folder=args.plot)
-        if args.lam is None:
-            a.lam = max((i / 20 for i in range(1, 21)), key=lambda lam: statistics.fmean(
-                a.score(a.only(a.names, lam), n, "val") for n in a.names))
-        title = f"{kind}, space {space_name}, {len(group)} tasks, lam {a.lam:g}"
-        print(f"\n{title}, first {min(a.examples, args.limit or a.examples)} examples of a split")
-        for name in args.analyze:
-            print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")
-            found[f"{kind} {name}" if seed is None else f"{kind} {seed} {name}"] = \
-                INSTRUMENTS[name](a)
-    if not args.plot:
-        print("\nfigures: add --plot FOLDER (needs matplotlib, see requirements-figures.txt)")
-    return found
 
 
 def main():
@@ -277,21 +239,26 @@ def main():
             title, _, formula = function.__doc__.splitlines()[0].partition(".   ")
             print(cli.entry(name, title, formula, merge.options(name)))
         return
-    loaded, found = [peft_folder.load(folder) for folder in args.runs], {}
-    check_analyses(loaded, args)
+    runs, results = [load(folder) for folder in args.runs], {}
+    if args.analyze:
+        from analysis import protocols
+        protocols.check(runs, args)
     if args.export and args.merge:
-        huggingface.check_merged(loaded)
+        from exchange import huggingface
+        huggingface.check_merged(runs)
     elif args.export:
-        peft_folder.write_adapter(loaded[0], args.export)
+        from exchange import peft_folder
+        peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
-        print(own_task(loaded, args))
+        print(own_tasks(runs, args))
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
     if args.merge:
-        found = merged_tables(loaded, args)
+        results = merge_runs(runs, args)
     if args.analyze:
-        found |= {"analysis": analyzed(loaded, args)}
+        groups = groups_of(runs, args, [*args.by, "adapter"])
+        results |= {"analysis": protocols.analyze(groups, args)}
     if args.json:
-        run_folder.write_json(found, args.json)
+        run_folder.write_json(results, args.json)
         print(f"wrote {args.json}")
 
 

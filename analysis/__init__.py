@@ -1,0 +1,1 @@
+"""What merging does to models, beyond their mean accuracy."""

@@ -40,16 +40,16 @@ def corruption(*levels):
     return registered
 
 
-def corrupt(images, kind, severity, seed=0):
+def corrupt(images, name, severity, seed=0):
     """Corrupted images, same shape and dtype, in [0, 1].
 
     images     (B, C, H, W) in [0, 1], before any normalisation; C is 1 or 3
-    kind       a key of CORRUPTIONS;  severity   1 .. 5
+    name       a key of CORRUPTIONS;  severity   1 .. 5
     seed       (0) one draw per image, in order: image i depends on seed and i, not on B
-    BadInput for an unknown kind or severity, and for images of another shape or range.
+    BadInput for an unknown name or severity, and for images of another shape or range.
     """
-    if kind not in CORRUPTIONS:
-        raise unknown("corruption", kind, CORRUPTIONS)
+    if name not in CORRUPTIONS:
+        raise unknown("corruption", name, CORRUPTIONS)
     if severity not in range(1, 6):
         raise BadInput(f"severity {severity} does not exist: choose 1, 2, 3, 4 or 5")
     if not (images.ndim == 4 and images.shape[1] in (1, 3) and images.numel()
@@ -58,7 +58,7 @@ def corrupt(images, kind, severity, seed=0):
                        "floats (B, C, H, W) with 1 or 3 channels")
     if not ((images >= 0) & (images <= 1)).all():
         raise BadInput("images leave [0, 1]: corrupt them before they are normalised")
-    function, extra = CORRUPTIONS[kind], {}
+    function, extra = CORRUPTIONS[name], {}
     if "generator" in inspect.signature(function).parameters:
         extra["generator"] = torch.Generator().manual_seed(seed)
     wide = images.to(torch.promote_types(images.dtype, torch.float32))

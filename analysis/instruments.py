@@ -5,26 +5,19 @@ it also draws a figure. The mathematics is in measures.py and corruptions.py.
 
 Here: the geometry of the task vectors and how two of them interfere; in protocols.py: what papers
 measure over many merged models. Most look at theta_0 + sum_t c_t tau_t for many coefficients c
-(T,). A model linearized as a whole is affine in its parameters and its features with it,
-
-    f(x; c) = f(x; theta_0) + sum_t c_t [f(x; theta_0 + tau_t) - f(x; theta_0)]
-
-so T + 1 passes over the inputs give every c.
+(T,); `scoring.Mixture` says why that takes T + 1 passes over the inputs for a model linearized as a
+whole.
 """
-
-import statistics
 
 import torch
 import torch.nn.functional as F
 
-from analysis import measures
-from experiment import cli
 import merge
-from analysis import plots
+from analysis import measures, plots
+from encoders.heads import correct
 from errors import BadInput
-from encoders.heads import correct, features
-from linearize import LinearizedModel
-from experiment.scoring import along
+from experiment import cli
+from experiment.scoring import RULES, Mixture, along
 
 INSTRUMENTS = {}
 
@@ -38,93 +31,75 @@ def instrument(function):
 class Analysis:
     """A group of runs, ready to be looked at.
 
-    space    spaces.Space;  tasks   score.Tasks;  kind   name of the adapter, for titles
-    lam      coefficient of task arithmetic where one is needed (chosen on val by eval.py)
+    space    spaces.Space;  tasks   scoring.Tasks;  method   adapter and reading, for titles
+    lam      coefficient of task arithmetic where one is needed (chosen on val by `analyze`)
     examples inputs per task, the first of each split;  folder   for figures, or None
     """
 
-    def __init__(self, space, tasks, kind, lam, examples=200, folder=None):
-        self.space, self.tasks, self.kind, self.lam = space, tasks, kind, lam
+    def __init__(self, space, tasks, method, lam, examples=200, folder=None):
+        self.space, self.tasks, self.method, self.lam = space, tasks, method, lam
         self.names, self.examples, self.folder = tasks.order, examples, folder
         if len(set(self.names)) < len(self.names):
             raise BadInput("--analyze needs runs on different tasks: give one run per task")
-        self.affine = isinstance(space.apply(space.base), LinearizedModel)
-        self.known = {}
+        self.mixture = Mixture(space, len(self.names), self.at, {})
 
     def sample(self, task, split):
         inputs, labels = self.tasks.data(split, task)
         return inputs[:self.examples], labels[:self.examples]
+
+    def only(self, members, value=1.0):
+        """Coefficients: value for the tasks in `members`, else 0."""
+        return [value if name in members else 0.0 for name in self.names]
 
     def at(self, c):
         """theta_0 + sum_t c_t tau_t."""
         return merge.task_arithmetic(self.space.base, self.space.taus, lam=1.0,
                                      coefficients=[float(v) for v in c])
 
-    def pure(self, task, split):
-        """f(x; theta_0) (n, D) and the T differences (T, n, D) of a linearized model, once."""
-        if (task, split) not in self.known:
-            x, one_hot = self.sample(task, split)[0], torch.eye(len(self.names))
-            f = [features(self.space.apply(self.at(c)), x) for c in (torch.zeros(len(one_hot)),
-                                                                    *one_hot)]
-            self.known[task, split] = f[0], torch.stack(f[1:]) - f[0]
-        return self.known[task, split]
-
     def features(self, c, task, split):
         """Features (n, D) of the inputs of a task at coefficients c."""
-        if self.affine:
-            f0, J = self.pure(task, split)
-            return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
-        return features(self.space.apply(self.at(c)), self.sample(task, split)[0])
-
-    def merged_by(self, rule, members):
-        """(lam, task, split) -> accuracy of the runs `members` merged by a rule of RULES.
-
-        A rule whose coefficients do not depend on weights takes the short way of `features`.
-        """
-        if rule in ("average", "task_arithmetic"):
-            share = 1 / len(members) if rule == "average" else None
-            at = lambda lam: self.only(members, share or lam)
-            return lambda lam, task, split: self.score(at(lam), task, split)
-        own = [self.names.index(name) for name in members]
-        material = self.tasks.material(self.space, merge.needs(rule))
-        material = {k: v if callable(v) else [v[i] for i in own] for k, v in material.items()}
-        scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
-        one = merge.RULES[rule](self.space.base, [self.space.taus[i] for i in own], **material,
-                                **scale)
-        ends = {}
-
-        def score(lam, task, split):
-            if self.affine:
-                if (task, split) not in ends:
-                    f1 = features(self.space.apply(one), self.sample(task, split)[0])
-                    ends[task, split] = self.pure(task, split)[0], f1
-                f = torch.lerp(*ends[task, split], lam)
-            else:
-                model = self.space.apply(along(self.space.base, one, lam))
-                f = features(model, self.sample(task, split)[0])
-            return correct(self.tasks.heads[task], f, self.sample(task, split)[1])
-
-        return score
-
-    def logits(self, c, task, split):
-        with torch.no_grad():
-            return self.tasks.heads[task](self.features(c, task, split))
+        return self.mixture.features(c, (task, split), self.sample(task, split)[0])
 
     def score(self, c, task, split):
         """Accuracy on a task at coefficients c."""
         return correct(self.tasks.heads[task], self.features(c, task, split),
                        self.sample(task, split)[1])
 
-    def only(self, members, value=1.0):
-        """Coefficients: value for the tasks in `members`, else 0."""
-        return [value if name in members else 0.0 for name in self.names]
+    @torch.no_grad()
+    def logits(self, c, task, split):
+        """Logits (n, K) of the inputs of a task at coefficients c."""
+        return self.tasks.heads[task](self.features(c, task, split))
 
     def path(self, name):
-        return self.folder / f"{self.kind}-{name}.png"
+        return self.folder / f"{self.method}-{name}.png"
 
 
-def mean_over(names, function):
-    return statistics.fmean(function(name) for name in names)
+class Subset:
+    """The runs `members` of an Analysis, merged by a rule of RULES.
+
+    The coefficients of the average and of task arithmetic do not depend on weights: they take the
+    short way of the whole group. Other rules run once, at lam = 1.
+    """
+
+    def __init__(self, a, rule, members):
+        self.a, self.rule, self.members, self.line = a, rule, members, None
+        if rule in ("average", "task_arithmetic"):
+            return
+        at = [a.names.index(name) for name in members]
+        material = a.tasks.material(a.space, merge.needs(rule))
+        material = {k: v if callable(v) else [v[i] for i in at] for k, v in material.items()}
+        scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
+        one = RULES[rule](a.space.base, [a.space.taus[i] for i in at], **material, **scale)
+        self.line = Mixture(a.space, 1, lambda c: along(a.space.base, one, c[0]), a.mixture.at_base)
+
+    def score(self, lam, task, split):
+        """Accuracy on a task at the coefficient lam, which the average does not have."""
+        if self.line is None:
+            value = 1 / len(self.members) if self.rule == "average" else lam
+            return self.a.score(self.a.only(self.members, value), task, split)
+        inputs, labels = self.a.sample(task, split)
+        return correct(self.a.tasks.heads[task],
+                       self.line.features([lam], (task, split), inputs), labels)
 
 
 # ---- geometry ------------------------------------------------------------------------------------
@@ -138,7 +113,7 @@ def cosine(a):
     print(cli.table(["cosine", *a.names], [[n, *row] for n, row in zip(a.names, c.tolist())]))
     print(f"off the diagonal: mean {off.mean():.3f}, {off.min():.3f} to {off.max():.3f}")
     if a.folder:
-        plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.kind}",
+        plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.method}",
                      f"A cell compares two task vectors; off the diagonal {off.mean():.3f} on "
                      "average. Near 0, the tasks move the weights in unrelated directions.",
                      a.path("cosine"), -0.2, 1.0)
@@ -163,7 +138,7 @@ def pca(a):
     print(cli.table(["PCA", *axes], [[n, *row] for n, row in zip(a.names, scores.tolist())]))
     if a.folder and len(axes) == 2:
         plots.points(scores.tolist(), a.names, axes,
-                     f"Task vectors, {a.kind}", "Task vectors on their first two principal "
+                     f"Task vectors, {a.method}", "Task vectors on their first two principal "
                      "components, in units of the weights. With T unrelated vectors of one length "
                      f"each component explains 1/(T - 1) = {1 / (len(a.names) - 1):.0%}.",
                      a.path("pca"))
@@ -192,7 +167,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
     print(f"disentanglement error of {pair[0]} and {pair[1]}: {box.mean():.3f} in the mean over "
           f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
     if a.folder:
-        plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.kind}",
+        plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.method}",
                     "Share of test inputs whose class the other task vector changes, summed over "
                     f"the two tasks (0 to 2; mean over [0, 1]^2: {box.mean():.3f}). Light is good: "
                     "each task vector acts on its own task only.", a.path("disentangle"), 0, 1.5)
@@ -210,7 +185,7 @@ def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     print(f"loss of {pair[0]} + {pair[1]}: least {L.min():.3f} at ({lams[i]:g}, {lams[j]:g}), "
           f"{L[lams.index(1.0), lams.index(1.0)]:.3f} at (1, 1)")
     if a.folder:
-        plots.plane(L, lams, pair, f"Loss of two tasks, {a.kind}",
+        plots.plane(L, lams, pair, f"Loss of two tasks, {a.method}",
                     "Cross entropy of both tasks on test, added. The least is at "
                     f"({lams[i]:g}, {lams[j]:g}); a wide light basin around (1, 1) means that the "
                     "two task vectors can simply be added.", a.path("landscape"),
@@ -224,13 +199,13 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     zero, ones = {"c": torch.zeros(len(a.names))}, torch.eye(len(a.names))
     functions = [lambda p, x, task=task: a.logits(p["c"], task, "test").cpu() for task in a.names]
     labelled = [(None, a.sample(task, "test")[1]) for task in a.names]
-    found = measures.entropy_and_loss(zero, [{"c": one} for one in ones], functions, labelled, lams)
-    H, L, rho = (found[key] for key in ("entropy", "loss", "spearman"))
+    H, L, rho = measures.entropy_and_loss(zero, [{"c": one} for one in ones], functions, labelled,
+                                          lams).values()
     print(cli.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
     if a.folder:
         plots.curves({n: sorted(zip(H[:, t].tolist(), L[:, t].tolist()))
                       for t, n in enumerate(a.names)}, "mean entropy (nats)",
-                     "mean cross entropy (nats)", f"Entropy and loss of merged models, {a.kind}",
+                     "mean cross entropy (nats)", f"Entropy and loss of merged models, {a.method}",
                      f"A point is theta_0 + lam sum tau for lam in {list(lams)}. AdaMerging lowers "
                      "the entropy and hopes for the loss: it may where the lines rise.",
                      a.path("entropy"))

@@ -1,18 +1,18 @@
 """Merge two encoders of different origin: two pretrainings from different random starts.
 
-    python pretrain.py --seed 1 --out other
-    python match.py checkpoints/vit other --out merged       # then: train.py --model merged
+    python -m pretrain --seed 1 --out other
+    python -m analysis.match checkpoints/vit other --out merged     # then: train.py --model merged
 
-Their weights have nothing in common coordinate by coordinate, so that the mean of both is neither.
-merge_structured.py undoes what can be undone exactly, a permutation P of every set of units, found
-by assignment on unlabelled inputs of all tasks, and fits what is left:
+Their weights have nothing in common coordinate by coordinate, so the mean of both is neither.
+rules/pleas.py undoes what can be undone exactly, a permutation P of every set of units, found by
+assignment on unlabelled inputs of all tasks, and fits what is left:
 
     stream   one permutation of the residual stream, by the outputs z (rows, D) of all blocks
     units    the hidden units and the heads of every block
     PLeaS    arXiv:2407.02447: after both, least squares for every layer
 
 A row is the mean accuracy over the tasks of classifiers fitted to that encoder's own features, as
-there is no pretrained model that both come from: class prototypes and a linear probe (heads.py).
+no pretrained model is common to both: class prototypes and a linear probe (encoders/heads.py).
 """
 
 import argparse
@@ -24,16 +24,16 @@ import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
-from experiment import cli
 import data
-from exchange import huggingface
 import encoders
-from errors import BadInput
 from encoders.heads import EXAMPLES, HEADS, correct, features
-from merge import RULES
+from errors import BadInput
+from exchange import huggingface
+from experiment import cli
+from experiment.scoring import RULES
+from experiment.spaces import layer_inputs, with_weights
 from rules.matching import assignment, correlation, match_blocks, permute_stream
 from rules.pleas import rows_of
-from experiment.spaces import layer_inputs, with_weights
 
 WRITTEN = "PLeaS, stream and units matched"
 
@@ -58,15 +58,15 @@ def weights_of(encoder):
 @torch.no_grad()
 def stream_of(encoder, params, inputs):
     """The residual stream z (rows, D): what every block puts out, for every real token."""
-    seen, real = [], encoder.tokens(inputs)
-    keep = lambda module, given, out: seen.append(out[real])
+    outputs, real = [], encoder.tokens(inputs)
+    keep = lambda module, given, out: outputs.append(out[real])
     hooks = [block.register_forward_hook(keep) for block in encoder.blocks]
     try:
         functional_call(encoder, params, (inputs,))
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(seen)
+    return torch.cat(outputs)
 
 
 def matched_stream(encoder, a, b, batches):
@@ -91,24 +91,24 @@ def merged(encoder, a, b, batches):
                               activations=inputs_of, batches=batches, heads=heads)
 
     turned, likeness = matched_stream(encoder, a, b, batches)
-    seen = [rows_of(inputs_of, params, batches) for params in (a, turned)]
-    found = {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
-             "mean, stream and units matched": mean(match_blocks(a, turned, seen, heads)),
-             "PLeaS, units matched": pleas(b), WRITTEN: pleas(turned)}
-    return found, likeness
+    rows = [rows_of(inputs_of, params, batches) for params in (a, turned)]
+    ways = {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
+            "mean, stream and units matched": mean(match_blocks(a, turned, rows, heads)),
+            "PLeaS, units matched": pleas(b), WRITTEN: pleas(turned)}
+    return ways, likeness
 
 
-def row(encoder, tasks, encode, split, limit):
+def scores(encoder, tasks, encode, split, limit):
     """Mean accuracies over the tasks of heads fitted to features of `train`; one for each head."""
-    found = {name: [] for name in HEADS}
+    means = {name: [] for name in HEADS}
     for task in tasks:
         inputs, labels = data.load(task, "train", limit=limit or EXAMPLES, encode=encode)
         scored, truth = data.load(task, split, limit=limit, encode=encode)
-        known, new = features(encoder, inputs), features(encoder, scored)
+        training, test = features(encoder, inputs), features(encoder, scored)
         for name, head in HEADS.items():
-            fitted = head(encoder.width, data.classes(task)).fit(known, labels)
-            found[name].append(correct(fitted, new, truth))
-    return [statistics.fmean(scores) for scores in found.values()]
+            fitted = head(encoder.width, data.classes(task)).fit(training, labels)
+            means[name].append(correct(fitted, test, truth))
+    return [statistics.fmean(values) for values in means.values()]
 
 
 def arguments():
@@ -134,22 +134,22 @@ def main():
     encoder, other = encoders.load(args.a), encoders.load(args.b)
     check_alike(encoder, other)
     if args.out:
-        huggingface.kind_of(encoder)                       # BadInput if it cannot be written
+        huggingface.type_of(encoder)                       # BadInput if it cannot be written
     encode = encoders.encoding(args.a)
     tasks = list(data.suite(encoder.kind).TASKS)
     batches = [data.load(task, "calib", limit=args.examples, encode=encode)[0] for task in tasks]
     print(f"{len(tasks)} tasks, {len(batches[0])} unlabelled inputs of each, scored on "
           f"{args.split}")
-    found, likeness = merged(encoder, weights_of(encoder), weights_of(other), batches)
+    ways, likeness = merged(encoder, weights_of(encoder), weights_of(other), batches)
     print(f"matched coordinates of the residual streams correlate with {likeness:.2f} in the mean")
     rows = []
-    for name, params in tqdm(found.items(), desc="encoders"):
-        scores = row(with_weights(encoder, params), tasks, encode, args.split, args.limit)
-        rows.append([name, *(f"{v:.3f}" for v in scores)])
+    for name, params in tqdm(ways.items(), desc="encoders"):
+        means = scores(with_weights(encoder, params), tasks, encode, args.split, args.limit)
+        rows.append([name, *(f"{v:.3f}" for v in means)])
     print(cli.table(["encoder", *HEADS], rows))
     if args.out:
         with huggingface.new_folder(args.out) as folder:
-            huggingface.write_encoder(with_weights(encoder, found[WRITTEN]), folder)
+            huggingface.write_encoder(with_weights(encoder, ways[WRITTEN]), folder)
         print(f"wrote {args.out}\nnext: python train.py --adapter l_lora --model {args.out}")
 
 

@@ -14,21 +14,20 @@ Entropy as a stand-in for the loss: AdaMerging, arXiv:2310.02575
 
 Models are dicts name -> tensor, the key order does not matter; `functions[t]` is a callable
 (params, x (B, ...)) -> logits (B, C_t). Sums run in float64, tensor by tensor, so that no T x n
-stack is ever made; results are float64 on the CPU. What was measured is the caller's choice: the
-cosine of two LoRA factors B is not the cosine of the products B A.
+stack is ever made; results are float64 on the CPU. What the dicts hold matters: the cosine of two
+LoRA factors B is not the cosine of the products B A.
 Differs  the axes of a landscape are tau_a and tau_b themselves. Axes between merged models, such as
          tau_a - tau_b and tau_b - tau_a, can be antiparallel: a line drawn as a plane.
 """
 
 import itertools
-import statistics
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from errors import BadInput
-from merge import add, layer_of
+from merge import add, check_length, layer_of
 from rules.adamerging import entropy
 
 
@@ -39,16 +38,10 @@ def check_alike(name, dicts):
         raise BadInput(f"no {name} given: give at least one")
     shapes = [{k: v.shape for k, v in d.items()} for d in dicts]
     for i, other in enumerate(shapes):
-        if odd := sorted({k for k, _ in shapes[0].items() ^ other.items()}):
-            raise BadInput(f"{name} {i} differs from the first in {', '.join(odd[:5])}: "
+        if differing := sorted({k for k, _ in shapes[0].items() ^ other.items()}):
+            raise BadInput(f"{name} {i} differs from the first in {', '.join(differing[:5])}: "
                            "compare models of one shape that train the same layers")
     return dicts
-
-
-def check_count(name, values, count):
-    """Raise BadInput unless there are `count` of them."""
-    if len(values) != count:
-        raise BadInput(f"{len(values)} {name} for {count} tasks: give one for each")
 
 
 def pairwise(function, dicts):
@@ -60,39 +53,7 @@ def pairwise(function, dicts):
     return out
 
 
-# ---- scores --------------------------------------------------------------------------------------
-
-
-def normalised(scores, single):
-    """{task: merged score / single-task score}; print the absolute scores next to it.
-
-    BadInput where a task has no single-task score. A single score of 0 counts as 1e-9.
-    """
-    if odd := [task for task in scores if task not in single]:
-        raise BadInput(f"no single-task score for {', '.join(map(str, odd[:5]))}: "
-                       "score the fine-tuned model of every task first")
-    return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
-
-
-def subsets(tasks, sizes=None):
-    """All subsets of the tasks as tuples: smaller ones first, each in the order of `tasks`.
-
-    sizes   the numbers of members K, default 2 .. T; BadInput for one outside 1 .. T
-    """
-    tasks = list(tasks)
-    sizes = range(2, len(tasks) + 1) if sizes is None else sorted(sizes)
-    if odd := [size for size in sizes if not 1 <= size <= len(tasks)]:
-        raise BadInput(f"subset sizes {odd} are outside 1 .. {len(tasks)}, the number of tasks")
-    return itertools.chain.from_iterable(itertools.combinations(tasks, size) for size in sizes)
-
-
-def by_size(results):
-    """{subset: value} -> {number of members K: (mean, min, max)}, K increasing."""
-    groups = {}
-    for subset, value in results.items():
-        groups.setdefault(len(subset), []).append(value)
-    return {size: (statistics.fmean(groups[size]), min(groups[size]), max(groups[size]))
-            for size in sorted(groups)}
+# ---- forgetting ----------------------------------------------------------------------------------
 
 
 def forgetting(base_target, base_control, curve, keep=0.95):
@@ -190,15 +151,16 @@ def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
     made once. Outputs that add up, as those of a linearized model do, do not imply xi = 0: the
     other vector must also be silent on this task's inputs. BadInput for other than two tasks.
     """
-    check_count("functions", functions, 2), check_count("inputs", inputs, 2)
+    for name, given in (("functions", functions), ("inputs", inputs)):
+        check_length(name, given, (tau_a, tau_b))
     lams = [float(lam) for lam in lams]
     predict = lambda t, params: functions[t](params, inputs[t]).argmax(-1)
     alone = [[predict(t, add(base, tau, lam)) for lam in lams]
              for t, tau in enumerate((tau_a, tau_b))]                        # 2 x n of (B_t,)
     xi = torch.zeros(len(lams), len(lams), dtype=torch.float64)
-    for place, params in plane(base, tau_a, tau_b, lams, "disentanglement"):
+    for cell, params in plane(base, tau_a, tau_b, lams, "disentanglement"):
         for t in (0, 1):
-            xi[place] += (predict(t, params) != alone[t][place[t]]).double().mean().item()
+            xi[cell] += (predict(t, params) != alone[t][cell[t]]).double().mean().item()
     return xi
 
 
@@ -208,11 +170,11 @@ def landscape(base, tau_a, tau_b, losses, lams):
 
     losses   two callables params -> number;  lams   n coefficients, the same for both axes
     """
-    check_count("losses", losses, 2)
+    check_length("losses", losses, (tau_a, tau_b))
     lams = [float(lam) for lam in lams]
     out = torch.zeros(len(lams), len(lams), dtype=torch.float64)
-    for place, params in plane(base, tau_a, tau_b, lams, "landscape"):
-        out[place] = sum(float(loss(params)) for loss in losses)
+    for cell, params in plane(base, tau_a, tau_b, lams, "landscape"):
+        out[cell] = sum(float(loss(params)) for loss in losses)
     return out
 
 
@@ -252,7 +214,8 @@ def entropy_and_loss(base, taus, functions, labelled, lams):
     function and one pair for every task vector.
     """
     taus = check_alike("task vector", [base, *taus])[1:]
-    check_count("functions", functions, len(taus)), check_count("labelled", labelled, len(taus))
+    for name, given in (("functions", functions), ("labelled", labelled)):
+        check_length(name, given, taus)
     total = {k: sum(tau[k] for tau in taus) for k in base}
     H, L = [], []
     for lam in tqdm([float(lam) for lam in lams], desc="entropy"):

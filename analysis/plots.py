@@ -3,11 +3,11 @@
 Every figure has axes with units and a caption below that says what to see.
 """
 
-import os
 import textwrap
 from pathlib import Path
 
 from errors import BadInput
+from experiment.run_folder import replacing
 
 
 def folder(path):
@@ -28,14 +28,13 @@ def canvas(width=6.4, height=4.6):
 
 
 def save(figure, caption, path):
-    """Add the caption, write under a temporary name, rename."""
+    """Add the caption and write the file."""
     from matplotlib import pyplot
     figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
     pyplot.close(figure)
-    os.replace(temporary, path)
     print(f"wrote {path}")
 
 

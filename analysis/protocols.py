@@ -11,13 +11,14 @@ import statistics
 
 from tqdm import tqdm
 
-from analysis import measures
-from experiment import cli
+import encoders
 import merge
-from analysis import plots
+from analysis import measures, plots
 from analysis.corruptions import CORRUPTIONS, corrupt
+from analysis.instruments import INSTRUMENTS, Analysis, Subset, instrument
 from encoders.heads import correct, features
-from analysis.instruments import instrument, mean_over
+from errors import BadInput
+from experiment import cli, run_folder, scoring, spaces
 
 # ---- how many tasks ------------------------------------------------------------------------------
 
@@ -30,37 +31,47 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed. The average has
     no lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
     """
-    single, draw = {n: a.score(a.only([n]), n, "test") for n in a.names}, random.Random(0)
-    every = {K: list(group) for K, group in itertools.groupby(measures.subsets(a.names), len)}
-    every = {K: s if K == 2 else sorted(draw.sample(s, min(per_size, len(s))))
-             for K, s in every.items()}
-    rows, curves, pairs = [], {}, {}
+    single = {n: a.score(a.only([n]), n, "test") for n in a.names}
+    every = {K: list(itertools.combinations(a.names, K)) for K in range(2, len(a.names) + 1)}
+    draw = random.Random(0)
+    for K in range(3, len(a.names) + 1):
+        every[K] = sorted(draw.sample(every[K], min(per_size, len(every[K]))))
+    rows, curves, pairs = [], {rule: [] for rule in rules}, {}
     for rule, K in tqdm(list(itertools.product(rules, every)), desc="subsets"):
-        free = "lam" in merge.options(rule)
-        merged = {s: a.merged_by(rule, s) for s in every[K]}
-        val = lambda s, lam: mean_over(s, lambda n: merged[s](lam, n, "val"))
-        lam = max(lams, key=lambda lam: mean_over(every[K][:per_size], lambda s: val(s, lam))) \
-            if free else 1.0
-        scores = {s: {n: merged[s](lam, n, "test") for n in s} for s in every[K]}
-        ratios = {s: measures.normalised(score, single) for s, score in scores.items()}
-        means = [list(measures.by_size({s: statistics.fmean(v.values()) for s, v in d.items()})[K])
-                 for d in (scores, ratios)]
-        rows.append([rule, K, len(every[K]), lam if free else "-", means[0][0], *means[1]])
-        curves.setdefault(rule, []).append((K, *means[1]))
+        free, merged = "lam" in merge.options(rule), [Subset(a, rule, s) for s in every[K]]
+        lam = best_lam(merged[:per_size], lams) if free else 1.0
+        scores = [{n: s.score(lam, n, "test") for n in s.members} for s in merged]
+        ratios = [scoring.normalised(score, single) for score in scores]
+        absolute = statistics.fmean(map(scoring.mean, scores))
+        means = list(map(scoring.mean, ratios))
+        spread = statistics.fmean(means), min(means), max(means)
+        rows.append([rule, K, len(merged), lam if free else "-", absolute, *spread])
+        curves[rule].append((K, *spread))
         if K == 2:
-            pairs[rule] = [tuple(ratio.values()) for ratio in ratios.values()]
+            pairs[rule] = [tuple(ratio.values()) for ratio in ratios]
     print(cli.table(["rule", "tasks", "subsets", "lam", "absolute", "normalised", "least", "most"],
                     rows))
     if a.folder:
         plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
-                     f"Subsets of the tasks, {a.kind}", "Mean over subsets, band from the worst to "
-                     "the best one; 1 is as good as the single models. One lam per rule and number "
-                     "of tasks, chosen on validation.", a.path("subsets"))
+                     f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst "
+                     "to the best one; 1 is as good as the single models. One lam per rule and "
+                     "number of tasks, chosen on validation.", a.path("subsets"))
         plots.scatter(pairs, "normalised accuracy, first task of the pair",
-                      "normalised accuracy, second task", f"All pairs of tasks, {a.kind}",
+                      "normalised accuracy, second task", f"All pairs of tasks, {a.method}",
                       "A point is one merged pair; (1, 1) is both single models at once. Points "
                       "off the diagonal favour one of the two tasks.", a.path("pairs"))
     return {"rows": rows, "curves": curves, "pairs": pairs}
+
+
+def best_lam(merged, lams):
+    """The lam with the best accuracy on val, a mean over subsets and their tasks."""
+    best, best_score = None, -1.0
+    for lam in lams:
+        score = statistics.fmean(statistics.fmean(s.score(lam, n, "val") for n in s.members)
+                                 for s in merged)
+        if score > best_score:
+            best, best_score = lam, score
+    return best
 
 
 @instrument
@@ -68,12 +79,13 @@ def coefficient(a, lams=tuple(i / 10 for i in range(16))):
     """Accuracy of every task against the coefficient of task arithmetic, on val."""
     scores = {n: [(lam, a.score(a.only(a.names, lam), n, "val")) for lam in lams]
               for n in tqdm(a.names, desc="coefficient")}
-    average = [(lam, mean_over(a.names, lambda n: scores[n][i][1])) for i, lam in enumerate(lams)]
+    average = [(lam, statistics.fmean(scores[n][i][1] for n in a.names))
+               for i, lam in enumerate(lams)]
     print(cli.table(["lam", *a.names, "mean"], [[f"{lam:g}", *[scores[n][i][1] for n in a.names], m]
                                                 for i, (lam, m) in enumerate(average)]))
     if a.folder:
         plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
-                     f"theta_0 + lam sum tau, {a.kind}", "Left the pretrained model, 1/T the "
+                     f"theta_0 + lam sum tau, {a.method}", "Left the pretrained model, 1/T the "
                      f"average ({1 / len(a.names):.3f}). A flat curve forgives a bad coefficient.",
                      a.path("coefficient"))
     return scores | {"mean": average}
@@ -116,7 +128,8 @@ def forget(a, lams=tuple(i / 10 for i in range(1, 16))):
     rows = []
     for n in tqdm(a.names, desc="forget"):
         others = [m for m in a.names if m != n]
-        control = lambda v, split: mean_over(others, lambda m: a.score(a.only([n], -v), m, split))
+        control = lambda v, split: statistics.fmean(a.score(a.only([n], -v), m, split)
+                                                    for m in others)
         curve = [(lam, a.score(a.only([n], -lam), n, "val"), control(lam, "val")) for lam in lams]
         best = measures.forgetting(a.score(a.only([]), n, "val"), control(0.0, "val"), curve)
         lam = best[0] if best else 0.0
@@ -139,13 +152,19 @@ def analogy(a):
         pairs = [a.only(p, a.lam) for p in itertools.combinations(others, 2)]
         triples = [[x - a.lam * (n == m) for x, n in zip(a.only(p, a.lam), a.names)]
                    for p in itertools.combinations(others, 2) for m in others if m not in p]
-        best = [max(cs, key=lambda c: a.score(c, d, "val")) for cs in (pairs, triples)]
-        said = lambda c: " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
-        rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), *best)], *map(said, best)])
+        val = lambda c: a.score(c, d, "val")
+        pair, triple = max(pairs, key=val), max(triples, key=val)
+        rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), pair, triple)],
+                     formula(a, pair), formula(a, triple)])
     means = [statistics.fmean(row[i] for row in rows) for i in (1, 2, 3)]
     print(cli.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
                     [*rows, ["mean", *means, "", ""]]))
     return {"rows": rows, "mean": means}
+
+
+def formula(a, c):
+    """Coefficients as text: +digits -letters."""
+    return " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
 
 
 # ---- robustness ----------------------------------------------------------------------------------
@@ -157,14 +176,53 @@ def corruption(a, severities=(1, 3, 5)):
     rows = []
     models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
     clean = {n: a.sample(n, "test") for n in a.names}
-    kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
-    for kind, severity in tqdm(kinds, desc="corruption"):
-        images = {n: corrupt(x, kind, severity) if severity else x for n, (x, _) in clean.items()}
-        line = [kind, severity]
+    for name, severity in tqdm([("clean", 0), *itertools.product(CORRUPTIONS, severities)],
+                               desc="corruption"):
+        images = {n: corrupt(x, name, severity) if severity else x for n, (x, _) in clean.items()}
+        line = [name, severity]
         for params in models.values():
             model = a.space.apply(params)
-            line.append(mean_over(a.names, lambda n: correct(
-                a.tasks.heads[n], features(model, images[n]), clean[n][1])))
+            line.append(statistics.fmean(
+                correct(a.tasks.heads[n], features(model, images[n]), clean[n][1])
+                for n in a.names))
         rows.append(line)
     print(cli.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
     return {"rows": rows}
+
+
+# ---- eval.py --analyze ---------------------------------------------------------------------------
+
+
+def check(runs, args):
+    """BadInput for an instrument that does not fit these runs; --analyze all leaves it out."""
+    texts = any(encoders.kind(run["setting"]["model"]) == "text" for run in runs)
+    tasks = {run["setting"]["task"] for run in runs if len(run_folder.tasks(run)) == 1}
+    for name, unfit, why in (
+            ("corruption", texts, "corruption is for images and these runs are on texts"),
+            ("analogy", len(tasks) < 4, "analogy needs runs on four tasks or more")):
+        if unfit and name in args.analyze:
+            if not args.everything:
+                raise BadInput(f"{why}: leave it out of --analyze")
+            tqdm.write(f"left out: {why}")
+            args.analyze.remove(name)
+
+
+def analyze(groups, args):
+    """Use the instruments on every group {eval.Group: runs}; returns {title: numbers}."""
+    numbers = {}
+    for group, runs in groups.items():
+        _, single = scoring.split_joint(runs)
+        tasks = scoring.Tasks(single, args.device, args.limit, args.unlabelled)
+        space = spaces.vectors(single, group.space, args.device)
+        a = Analysis(space, tasks, group.method, args.lam, folder=args.plot)
+        if args.lam is None:
+            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)],
+                             [i / 20 for i in range(1, 21)])
+        print(f"\n{group.method}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
+              f"first {min(a.examples, args.limit or a.examples)} examples of a split")
+        for name in args.analyze:
+            print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")
+            numbers[f"{group.name()} {name}"] = INSTRUMENTS[name](a)
+    if not args.plot:
+        print("\nfigures: add --plot FOLDER (needs matplotlib, see requirements-figures.txt)")
+    return numbers

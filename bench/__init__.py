@@ -1,0 +1,1 @@
+"""What adapters, rules and linearizations cost: `python -m bench`."""

@@ -48,7 +48,7 @@ def arguments():
     if args.rounds == 1 and not (args.rules or args.growth):
         raise BadInput("--rounds 1: quartiles need at least 2")
     if args.plot and not args.growth:
-        raise BadInput("--plot draws --growth and nothing else: leave it out or add --growth")
+        raise BadInput("--plot draws --growth only: leave it out or add --growth")
     chosen = [f"--{name}" for name in ("rules", "growth", "peft") if getattr(args, name)]
     if len(chosen) > 1:
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
@@ -62,7 +62,7 @@ def main():
     args = arguments()
     if args.growth:
         folder = plots.folder(args.plot) if args.plot else None
-        growth.growth(steps.Contender, args.rounds, folder)
+        growth.growth(args.rounds, folder)
     elif args.peft:
         peft_library.compare(args.peft == "small", args.batch, args.rounds, args.steps)
     elif args.rules == "adamerging":
@@ -74,13 +74,14 @@ def main():
     else:
         every = sorted(lora.ADAPTERS)
         names = cli.names(args.adapters, "adapter", every) if args.adapters else every
-        kinds = [("lora", "off"), *[(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]]
+        variants = [("lora", "off")]
+        variants += [(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]
         if "l_lora" in names:
-            kinds += [("l_lora", "layer"), ("l_lora", "model" + steps.BY_JVP), ("lora", "off" + steps.BY_JVP),
-                      ("lora", "off" + steps.RELEASED)]
-        found = steps.compare(kinds, args.batch, args.rounds, args.steps)
+            variants += [("l_lora", "layer"), ("l_lora", "model" + steps.BY_JVP),
+                         ("lora", "off" + steps.BY_JVP), ("lora", "off" + steps.RELEASED)]
+        ratios = steps.compare(variants, args.batch, args.rounds, args.steps)
         if args.json:
-            run_folder.write_json(found, args.json)
+            run_folder.write_json(ratios, args.json)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Every adapter at its own best learning rate, on two tasks: the table in the README.
 
-    python compare.py --jobs 2           # hours of one core; stop and start it as you like
-    python compare.py --adapters dora,vera --jobs 2
+    python -m bench.compare --jobs 2           # hours of one core; stop and start it as you like
+    python -m bench.compare --adapters dora,vera --jobs 2
 
-For each adapter: seed 0 with every learning rate of one grid, on both tasks; the rate with the best
-mean validation accuracy is then also run with the other seeds, and only those runs are read on
-test. The runs are train.py's own, in runs/compare; finished ones are not repeated. Step times come
-from one run of bench.py.
+For each adapter: seed 0 with every learning rate of one grid, on both tasks; then the other seeds
+with the rate of best mean validation accuracy, and only those runs are read on test. train.py makes
+the runs, in runs/compare; finished ones are not repeated. `python -m bench` gives the step times.
 """
 
 import argparse
@@ -24,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
-from experiment import cli
-import lora
 import encoders
+import lora
 from errors import BadInput
+from experiment import cli
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
@@ -90,11 +89,10 @@ def rank_bound(args, adapter):
 
 
 def step_times(args):
-    """{adapter: step time relative to LoRA}, from bench.py, measured alone and once."""
+    """{adapter: step time relative to LoRA}, measured alone and once."""
     path = args.out / "bench.json"
     if not path.exists():
-        subprocess.run([sys.executable, str(HERE / "bench.py"), "--json", str(path)], cwd=HERE,
-                       check=True)
+        subprocess.run([sys.executable, "-m", "bench", "--json", str(path)], cwd=HERE, check=True)
     rows = json.loads(path.read_text())
     return {r["adapter"]: r["time"] for r in rows
             if r["linearize"] == lora.ADAPTERS[r["adapter"]].linearize}

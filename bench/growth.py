@@ -1,4 +1,4 @@
-"""The part of bench.py that doubles one thing at a time: what is linear, and what is not.
+"""Doubling one thing at a time: what a step and a merge cost in time and memory, and how it grows.
 
     step     an optimizer step of LoRA and of the whole-model L-LoRA, and the bytes kept for its
              backward pass, against rank, depth (blocks) and batch; else rank 8, 4 blocks, batch 32
@@ -15,32 +15,32 @@ import statistics
 
 import torch
 
-from experiment import cli
 import encoders
 from analysis import plots
-from bench.merging import task_vectors, turns
-from experiment.measure import Peak, keep_freed_memory, stop_keeping_freed_memory
+from bench.merging import task_vectors
+from bench.steps import Contender
+from bench.turns import keep_freed_memory, stop_keeping_freed_memory, turns
+from experiment import cli
+from experiment.measure import Peak
 from experiment.scoring import RULES
 
 SIZES = {"rank": (2, 4, 8, 16, 32, 64), "depth": (1, 2, 4, 8, 16), "batch": (4, 8, 16, 32, 64, 128),
          "tasks": (2, 4, 8, 16, 32, 64)}
-KINDS = {"LoRA": ("lora", "off"), "L-LoRA": ("l_lora", "model")}
+LINES = {"LoRA": ("lora", "off"), "L-LoRA": ("l_lora", "model")}
 
 
-def steps(contender, axis, rounds):
-    """{(kind, size): (seconds, bytes kept)} of an optimizer step along one axis.
-
-    contender   the class of bench.py: (adapter, reading, batch, encoder, **hp)
-    """
-    made = {}
-    for (kind, (adapter, reading)), size in itertools.product(KINDS.items(), SIZES[axis]):
+def steps(axis, rounds):
+    """{(name, size): (seconds, bytes kept)} of an optimizer step along one axis."""
+    contenders = {}
+    for (name, (adapter, reading)), size in itertools.product(LINES.items(), SIZES[axis]):
         at = dict(rank=8, depth=4, batch=32) | {axis: size}
         torch.manual_seed(0)
         encoder = encoders.ViT(depth=at["depth"])
-        made[kind, size] = contender(adapter, reading, at["batch"], encoder, rank=at["rank"])
-        made[kind, size].step()                                                      # warm up
-    seconds = turns({key: c.step for key, c in made.items()}, rounds)
-    return {key: (statistics.median(seconds[key]), c.kept()) for key, c in made.items()}
+        contender = Contender(adapter, reading, at["batch"], encoder, rank=at["rank"])
+        contender.step()                                                             # warm up
+        contenders[name, size] = contender
+    seconds = turns({key: c.step for key, c in contenders.items()}, rounds)
+    return {key: (statistics.median(seconds[key]), c.kept()) for key, c in contenders.items()}
 
 
 def merges(rounds):
@@ -65,20 +65,20 @@ def exponent(values):
     return math.log2(values[-1] / values[-2]) if all(values) else math.nan
 
 
-def growth(contender, rounds, folder):
+def growth(rounds, folder):
     """Print the table; draw growth.png and growth-memory.png into `folder` unless it is None."""
     rows, relative = [], ({"linear": [(1, 1), (32, 32)]}, {"linear": [(1, 1), (32, 32)]})
     for axis, sizes in SIZES.items():
-        found = merges(rounds) if axis == "tasks" else steps(contender, axis, rounds)
-        for kind in dict.fromkeys(kind for kind, _ in found):
-            both = list(zip(*(found[kind, size] for size in sizes)))       # seconds, bytes
+        costs = merges(rounds) if axis == "tasks" else steps(axis, rounds)
+        for name in dict.fromkeys(name for name, _ in costs):
+            both = list(zip(*(costs[name, size] for size in sizes)))       # seconds, bytes
             shown = [" / ".join(f"{v / unit:.0f}" for v in values)
                      for values, unit in zip(both, (1e-3, 2 ** 20))]
             powers = [f"{exponent(values):.2f}" for values in both]
-            rows.append([f"{kind}, {axis}", " / ".join(map(str, sizes)),
+            rows.append([f"{name}, {axis}", " / ".join(map(str, sizes)),
                          *itertools.chain(*zip(shown, powers))])
             for lines, values in zip(relative, both):
-                lines[f"{kind}, {axis}"] = [(s / sizes[0], v / (values[0] or 1))
+                lines[f"{name}, {axis}"] = [(s / sizes[0], v / (values[0] or 1))
                                             for s, v in zip(sizes, values)]
     print(f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(cli.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))

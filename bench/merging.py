@@ -1,4 +1,4 @@
-"""The merging half of bench.py: what rules cost on large task vectors.
+"""What rules cost on large task vectors.
 
 Time     rules take turns, and every round also reads each number of the task vectors once (a sum):
          a ratio is formed within the round, the table shows the median. Freed memory is kept for
@@ -10,19 +10,19 @@ Recipes  two rules beside the way they are usually written: TIES on a (T, n) mat
 """
 
 import statistics
-import time
 
 import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
+from bench.turns import keep_freed_memory, ratio, stop_keeping_freed_memory, turns
+from encoders import ViT
 from experiment import cli
-from experiment.measure import Peak, keep_freed_memory, stop_keeping_freed_memory
+from experiment.measure import Peak
+from experiment.scoring import RULES
 from merge import flatten, unflatten
 from rules.adamerging import entropy
 from rules.coefficients import coefficient_gradient, combine, group_index, weight_gradient
-from encoders import ViT
-from experiment.scoring import RULES
 
 
 def task_vectors(millions, width=384):
@@ -64,22 +64,6 @@ def ties_by(threshold, base, taus, density=0.2):
 def reading(base, taus):
     """Every number of every task vector, once."""
     return [v.sum() for tau in taus for v in tau.values()]
-
-
-def turns(contenders, rounds):
-    """{name: seconds of each round} of functions without arguments, one after the other."""
-    seconds = {name: [] for name in contenders}
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name, run in contenders.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def ratio(seconds, name, other):
-    """Median over the rounds of name / other."""
-    return statistics.median(a / b for a, b in zip(seconds[name], seconds[other]))
 
 
 def rules(names, millions, rounds, count=8):
@@ -146,8 +130,8 @@ def adamerging(millions, rounds, batch, count=8):
 
     contenders = {"weights as leaves (ours)": ours, "in the graph": lambda: in_graph(False),
                   "in the graph, per task": lambda: in_graph(True)}
-    found = [run() for run in contenders.values()]                           # also warms up
-    difference = max((g - found[0]).abs().max().item() for g in found)
+    gradients = [run() for run in contenders.values()]                       # also warms up
+    difference = max((g - gradients[0]).abs().max().item() for g in gradients)
     seconds, rows = turns(contenders, rounds), []
     stop_keeping_freed_memory()                                  # last: it slows everything down
     for name, run in contenders.items():

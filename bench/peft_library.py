@@ -1,6 +1,6 @@
-"""The part of bench.py that needs the PEFT library: a training step of our adapter and of theirs.
+"""A training step of our adapter and of the PEFT library's.
 
-Both adapt the same encoder of encoders.py, with the same rank, layers, batch, optimizer and clipping;
+Both adapt the same encoder, with the same rank, layers, batch, optimizer and clipping;
 they take turns, and the ratio is formed within a round. Theirs is put on our encoder by
 `peft.get_peft_model`, so that only the adapters differ. Penalties (AdaLoRA's) and the reallocation
 of ranks are left out of both.
@@ -8,19 +8,21 @@ of ranks are left out of both.
 
 import copy
 import statistics
-import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiment import cli
 import encoders
+from bench.turns import quartiles, turns
 from errors import BadInput
+from experiment import cli
 from linearize import adapt
 
 LAYERS = ["q", "k", "v", "out", "fc1", "fc2"]
 SMALL = dict(width=384, depth=12, heads=6, hidden=1536)              # ViT-S, 21 million parameters
+WHOSE = ("ours", "theirs")
 
 
 def configurations():
@@ -50,43 +52,41 @@ class Step:
         self.images = torch.rand(batch, 1, 28, 28, generator=generator)
         self.labels = torch.randint(0, 10, (batch,), generator=generator)
 
-    def seconds(self, steps):
-        """Of `steps` optimizer steps."""
-        began = time.perf_counter()
+    def count(self):
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.params)
+
+    def train(self, steps):
+        """Optimizer steps on the batch."""
         for _ in range(steps):
             self.optimizer.zero_grad()
             F.cross_entropy(self.model(self.images)[:, :10], self.labels).backward()
             torch.nn.utils.clip_grad_norm_(self.params, 1.0)
             self.optimizer.step()
-        return (time.perf_counter() - began) / steps
 
 
 def compare(small, batch, rounds, steps):
     """Print ours / theirs for every adapter that both have."""
     torch.manual_seed(0)
-    encoder, pairs = encoders.ViT(**SMALL) if small else encoders.load("vit"), {}
-    found = configurations()
+    encoder, contenders = encoders.ViT(**SMALL) if small else encoders.load("vit"), {}
+    theirs_by_name = configurations()
     import peft
-    for name, configuration in tqdm(found.items(), desc="building"):
+    for name, configuration in tqdm(theirs_by_name.items(), desc="building"):
         ours, _ = adapt(copy.deepcopy(encoder), name, generator=torch.Generator().manual_seed(0))
         theirs = peft.get_peft_model(copy.deepcopy(encoder), configuration).train()
-        pairs[name] = Step(ours, batch), Step(theirs, batch)
-        if len({sum(p.numel() for p in step.params) for step in pairs[name]}) > 1:
+        for whose, model in zip(WHOSE, (ours, theirs)):
+            contenders[name, whose] = Step(model, batch)
+        if contenders[name, "ours"].count() != contenders[name, "theirs"].count():
             raise BadInput(f"{name}: ours and theirs do not train the same number of parameters")
-        for step in pairs[name]:
-            step.seconds(2)                                                        # warm up
-    seconds = {name: ([], []) for name in pairs}
-    for turn in tqdm(range(rounds), desc="rounds"):
-        for name, pair in pairs.items():
-            for i in (0, 1) if turn % 2 else (1, 0):
-                seconds[name][i].append(pair[i].seconds(steps))
-    rows = []
-    for name, (ours, theirs) in seconds.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs)], n=4)
-        rows.append([name, f"{sum(p.numel() for p in pairs[name][0].params):,}",
-                     *(f"{1e3 * statistics.median(s):.0f}" for s in (ours, theirs)),
-                     f"{middle:.2f} ({low:.2f} to {high:.2f})"])
+    for contender in contenders.values():
+        contender.train(2)                                                         # warm up
+    seconds = turns({key: partial(c.train, steps) for key, c in contenders.items()}, rounds)
+    lines = []
+    for name in theirs_by_name:
+        times = [f"{1e3 * statistics.median(seconds[name, whose]) / steps:.0f}" for whose in WHOSE]
+        lines.append([name, f"{contenders[name, 'ours'].count():,}", *times,
+                      quartiles(seconds, *((name, whose) for whose in WHOSE))[1]])
     print(f"{sum(p.numel() for p in encoder.parameters()):,} parameters, batch {batch}, {rounds} "
           f"rounds of {steps} steps, {torch.get_num_threads()} threads, torch "
           f"{torch.__version__}, peft {peft.__version__}")
-    print(cli.table(["adapter", "trainable", "ours, ms", "PEFT, ms", "ours / PEFT"], rows))
+    print(cli.table(["adapter", "trainable", "ours, ms", "PEFT, ms", "ours / PEFT"], lines))

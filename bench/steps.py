@@ -1,36 +1,23 @@
-"""Cost of an optimizer step of every adapter, as a ratio to plain LoRA measured in the same run.
+"""What an optimizer step of every adapter costs, as a ratio to plain LoRA: time and memory.
 
-    python bench.py                                    # every adapter as it runs by default
-    python bench.py --adapters lora,l_lora,dora --rounds 40
-    python bench.py --rules all                        # merge rules on 8 x 21 million parameters
-    python bench.py --rules adamerging                 # one gradient of its coefficients
-    python bench.py --growth                           # against rank, depth, batch, tasks
-    python bench.py --peft tiny                        # training steps beside the PEFT library
-
-Time     the adapters take turns: each round gives every one of them a few steps, and its ratio to
-         LoRA is formed within the round, so that a slow moment of the machine hits all alike. The
-         table shows the median over the rounds and the middle half.
-Memory   bytes that autograd keeps from the forward to the backward pass, each storage once, without
-         the frozen model: what a batch costs, counted exactly and not sampled.
-Rules    seconds with all task vectors in memory, also relative to reading each number once; and the
-         most memory held, in task vectors beside the base, when they come one by one.
+Two ways to linearize stand beside ours: torch.func.jvp as in the definition, and jvp in all
+parameters of a layer as in the L-LoRA paper's released code.
 """
 
 import statistics
-import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiment import cli
-import lora
 import encoders
+import lora
+from bench.turns import quartiles, turns
+from experiment import cli
 from linearize import LinearizedLayer, LinearizedModel, adapt, encoder_of, method, taylor
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
-
-
 BY_JVP = ", jvp"                         # a linearization by torch.func.jvp, for comparison
 RELEASED = ", jvp in all"                # layers as in the paper's released code
 
@@ -72,8 +59,12 @@ class Contender:
         penalty = sum(layer.regularizer() for layer in self.layers)
         return F.cross_entropy(self.model(self.images)[:, :10], self.labels) + penalty
 
+    def train(self, steps=1):
+        """Optimizer steps, as train.py takes them."""
+        for _ in range(steps):
+            self.step()
+
     def step(self):
-        """One optimizer step, as train.py takes it."""
         self.steps += 1
         self.optimizer.zero_grad()
         self.loss().backward()
@@ -84,45 +75,38 @@ class Contender:
 
     def kept(self):
         """Bytes saved for the backward pass of one batch, without the frozen weights."""
-        seen = {}
+        saved = {}
 
         def pack(tensor):
             storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
+            saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = self.loss()
         del loss
-        return sum(size for pointer, size in seen.items() if pointer not in self.frozen)
+        return sum(size for pointer, size in saved.items() if pointer not in self.frozen)
 
 
-def compare(kinds, batch, rounds, steps):
-    """Print the table of adapters; [{"adapter", "linearize", "time", "kept"}], relative to LoRA."""
-    contenders = {kind: Contender(*kind, batch) for kind in tqdm(kinds, desc="building")}
-    seconds = {kind: [] for kind in kinds}
+def compare(variants, batch, rounds, steps):
+    """Print the table of variants (adapter, reading); their ratios to LoRA as a list of dicts."""
+    contenders = {v: Contender(*v, batch) for v in tqdm(variants, desc="building")}
     for contender in contenders.values():
-        contender.step(), contender.step()                           # warm up
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for kind, contender in contenders.items():
-            began = time.perf_counter()
-            for _ in range(steps):
-                contender.step()
-            seconds[kind].append((time.perf_counter() - began) / steps)
-    rows, found, base = [], [], contenders["lora", "off"].kept()
-    for kind in kinds:
-        ratios = [a / b for a, b in zip(seconds[kind], seconds["lora", "off"])]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        kept = contenders[kind].kept()
-        shown = (kind[0], kind[1].replace("off,", "layer,"))
-        rows.append([*shown, f"{sum(p.numel() for p in contenders[kind].params):,}",
-                     f"{1e3 * statistics.median(seconds[kind]):.0f}",
-                     f"{middle:.2f} ({low:.2f} to {high:.2f})",
-                     f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
-        found.append(dict(zip(("adapter", "linearize", "time", "kept"), (*kind, middle,
-                                                                         kept / base))))
+        contender.train(2)                                           # warm up
+    seconds = turns({v: partial(c.train, steps) for v, c in contenders.items()}, rounds)
+    lines, ratios, base = [], [], contenders["lora", "off"].kept()
+    for (adapter, reading), contender in contenders.items():
+        times = seconds[adapter, reading]
+        middle, text = quartiles(seconds, (adapter, reading), ("lora", "off"))
+        kept = contender.kept()
+        lines.append([adapter, reading.replace("off,", "layer,"),
+                      f"{sum(p.numel() for p in contender.params):,}",
+                      f"{1e3 * statistics.median(times) / steps:.0f}", text,
+                      f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
+        ratios.append({"adapter": adapter, "linearize": reading, "time": middle,
+                       "kept": kept / base})
     print(f"batch {batch}, {rounds} rounds of {steps} steps, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}")
     print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
-                     "kept / lora"], rows))
-    return found
+                     "kept / lora"], lines))
+    return ratios

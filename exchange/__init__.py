@@ -1,0 +1,1 @@
+"""Adapters and encoders in the forms that PEFT and Hugging Face read."""

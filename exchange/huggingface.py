@@ -1,15 +1,14 @@
-"""Encoders as Hugging Face folders: what transformers, and models.load, read.
+"""Encoders as Hugging Face folders: what transformers, and encoders.load, read.
 
-    model.safetensors           the weights, under the names of encoders/names.py's table
+    model.safetensors           the weights, under Hugging Face's names
     config.json                 architecture: ViTModel, Dinov2Model or BertModel
     preprocessor_config.json    images: size, mean, std;  texts: vocab.txt, tokenizer_config.json
 
-Trap     transformers 5 calls the modules of ViT and DINOv2 otherwise in memory (attention.q_proj)
-         than in files (attention.attention.query). The files keep the names that transformers 4
-         and 5 read; an adapter needs the names in memory, `module_name` (exchange.py).
+Trap     transformers 5 has two names for a module of ViT or DINOv2: one in memory
+         (attention.q_proj), one in files (attention.attention.query). The files keep the names that
+         transformers 4 and 5 read; an adapter needs the names in memory, `module_name`.
 """
 
-import os
 import re
 import shutil
 from contextlib import contextmanager
@@ -18,10 +17,11 @@ from pathlib import Path
 import torch
 
 import lora
-from experiment import run_folder
 from encoders import names, safetensors
-from errors import BadInput
 from encoders.heads import HEADS
+from errors import BadInput
+from experiment import run_folder
+from experiment.run_folder import write_json
 
 # our layer -> module in a block: in memory (transformers 5), and in files
 MEMORY = {"q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj",
@@ -40,37 +40,37 @@ IMAGE = {"cls_token": "embeddings.cls_token", "position": "embeddings.position_e
 TEXT = {"word": "embeddings.word_embeddings", "position": "embeddings.position_embeddings",
         "segment": "embeddings.token_type_embeddings", "norm": "embeddings.LayerNorm"}
 # model_type -> (class, blocks and layers in memory, blocks in files, the rest in files)
-KINDS = {"vit": ("ViTModel", ("layers", MEMORY), VIT, IMAGE),
+TYPES = {"vit": ("ViTModel", ("layers", MEMORY), VIT, IMAGE),
          "dinov2": ("Dinov2Model", ("encoder.layer", MEMORY), DINO, IMAGE),
          "bert": ("BertModel", ("encoder.layer", BERT), BERT, TEXT)}
 RENAMES = [(r"^(vit|deit)\.", ""), (r"^layers\.", "blocks."),            # memory -> ours
            (r"\.attention\.([qkv])_proj\.", r".\1."), (r"\.attention\.o_proj\.", ".out.")]
 
 
-def kind_of(model):
+def type_of(model):
     """vit, dinov2 or bert: the model_type that has exactly this encoder's tensors."""
-    names = {n.removesuffix(".weight").removesuffix(".bias") for n in model.state_dict()}
-    for kind, (_, _, block, rest) in KINDS.items():
-        known = set(rest) | {f"blocks.{i}.{n}" for i in range(len(model.blocks)) for n in block}
-        if names == known and all(b.activation == "gelu" for b in model.blocks):
-            return kind
-    raise BadInput(f"the encoder {model.name} has no Hugging Face form among {', '.join(KINDS)}: "
+    ours = {n.removesuffix(".weight").removesuffix(".bias") for n in model.state_dict()}
+    for model_type, (_, _, block, rest) in TYPES.items():
+        theirs = set(rest) | {f"blocks.{i}.{n}" for i in range(len(model.blocks)) for n in block}
+        if ours == theirs and all(b.activation == "gelu" for b in model.blocks):
+            return model_type
+    raise BadInput(f"the encoder {model.name} has no Hugging Face form among {', '.join(TYPES)}: "
                    "it cannot be exported")
 
 
-def file_name(kind, name):
+def file_name(model_type, name):
     """The name of one of our tensors in model.safetensors."""
-    _, _, block, rest = KINDS[kind]
+    _, _, block, rest = TYPES[model_type]
     if inside := re.match(r"blocks\.(\d+)\.(\w+)(.*)", name):
         return f"encoder.layer.{inside[1]}.{block[inside[2]]}{inside[3]}"
     first, dot, last = name.partition(".")
     return rest[first] + dot + last
 
 
-def module_name(kind, layer):
+def module_name(model_type, layer):
     """The module of transformers 5, in memory, that is our layer, blocks.0.q and the like."""
     _, number, name = layer.split(".")
-    blocks, parts = KINDS[kind][1]
+    blocks, parts = TYPES[model_type][1]
     return f"{blocks}.{number}.{parts[name]}"
 
 
@@ -82,21 +82,21 @@ def our_layer(module):
     return name.removesuffix(".weight")
 
 
-def config_of(model, kind):
+def config_of(model, model_type):
     """config.json: what the class of transformers needs to build this encoder."""
     block = model.blocks[0]
-    shared = {"model_type": kind, "architectures": [KINDS[kind][0]],
+    shared = {"model_type": model_type, "architectures": [TYPES[model_type][0]],
               "hidden_size": model.width, "num_hidden_layers": len(model.blocks),
               "num_attention_heads": block.heads, "intermediate_size": block.fc1.out_features,
               "layer_norm_eps": model.norm.eps, "hidden_act": "gelu", "hidden_dropout_prob": 0.0,
               "attention_probs_dropout_prob": 0.0, "dtype": str(model.norm.weight.dtype)[6:]}
-    if kind == "bert":
+    if model_type == "bert":
         return shared | {"vocab_size": model.word.num_embeddings, "pad_token_id": model.pad,
                          "max_position_embeddings": model.position.num_embeddings,
                          "type_vocab_size": model.segment.num_embeddings}
     image = shared | {"image_size": model.image, "patch_size": model.patch.stride[0],
                       "num_channels": model.channels, "qkv_bias": True}
-    if kind == "vit":
+    if model_type == "vit":
         return image
     ratio, rest = divmod(hidden := image.pop("intermediate_size"), model.width)
     if rest:
@@ -120,25 +120,24 @@ def plain(model):
 
 def write_encoder(model, folder):
     """model.safetensors, config.json and what prepares inputs, into an existing folder."""
-    kind = kind_of(model)
-    safetensors.write({file_name(kind, n): t for n, t in model.state_dict().items()},
+    model_type = type_of(model)
+    safetensors.write({file_name(model_type, n): t for n, t in model.state_dict().items()},
                   folder / "model.safetensors")
-    run_folder.write_json(config_of(model, kind), folder / "config.json")
-    if kind == "bert":
+    write_json(config_of(model, model_type), folder / "config.json")
+    if model_type == "bert":
         words = model.tokenizer
         entries = {i: entry for entry, i in words.vocab.items()}
         lines = [entries.get(i, f"[gap{i}]") for i in range(max(entries) + 1)]
         (folder / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        run_folder.write_json({"tokenizer_class": "BertTokenizer", "do_lower_case": words.lower,
-                         "model_max_length": model.position.num_embeddings},
-                        folder / "tokenizer_config.json")
+        write_json({"tokenizer_class": "BertTokenizer", "do_lower_case": words.lower,
+                    "model_max_length": model.position.num_embeddings},
+                   folder / "tokenizer_config.json")
         return
-    run_folder.write_json({"image_processor_type": "ViTImageProcessor", "do_resize": True,
-                     "size": {"height": model.image, "width": model.image}, "resample": 2,
-                     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-                     "image_mean": model.mean.flatten().tolist(),
-                     "image_std": model.std.flatten().tolist()},
-                    folder / "preprocessor_config.json")
+    write_json({"image_processor_type": "ViTImageProcessor", "do_resize": True,
+                "size": {"height": model.image, "width": model.image}, "resample": 2,
+                "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+                "image_mean": model.mean.flatten().tolist(),
+                "image_std": model.std.flatten().tolist()}, folder / "preprocessor_config.json")
 
 
 def check_new(out):
@@ -149,16 +148,16 @@ def check_new(out):
 
 @contextmanager
 def new_folder(out):
-    """A folder under a temporary name that gets its own when everything is in it."""
+    """A folder to write into; it gets its name when everything is in it."""
     check_new(out)
-    temporary = Path(f"{out}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
+    with run_folder.replacing(out) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        except BaseException:
+            shutil.rmtree(temporary)
+            raise
 
 
 def check_merged(group):
@@ -166,21 +165,21 @@ def check_merged(group):
     if any(run["setting"]["linearize"] == "model" for run in group):
         raise lora.NotMergeable("a model linearized as a whole is not an edit of the weights: "
                                 "export runs of --linearize off or layer")
-    kind_of(run_folder.base_encoder(group[0]))
+    type_of(run_folder.base_encoder(group[0]))
 
 
 def write_merged(model, heads, about, out):
     """The merged encoder as a Hugging Face folder, with heads.safetensors and merge.json.
 
-    heads   {task: module};  about   a dict for merge.json, which also gets the kind of each head
+    heads   {task: module};  about   a dict for merge.json, which also names the class of each head
     """
-    kinds = {task: next(k for k, cls in HEADS.items() if type(head) is cls)
-             for task, head in heads.items()}
+    classes = {task: next(name for name, cls in HEADS.items() if type(head) is cls)
+               for task, head in heads.items()}
     with new_folder(out) as folder:
         write_encoder(plain(model), folder)
         safetensors.write(flat({task: head.state_dict() for task, head in heads.items()}),
                       folder / "heads.safetensors")
-        run_folder.write_json(about | {"heads": kinds}, folder / "merge.json")
+        write_json(about | {"heads": classes}, folder / "merge.json")
     print(f"wrote the merged encoder to {out}: train.py --model {out}, or AutoModel in Python")
 
 

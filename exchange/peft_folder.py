@@ -12,14 +12,14 @@
     pissa, milora, olora               [A; A0]     [B, -B0]     2r    delta = s (B A - B0 A0)
     adalora                            Q           P diag(e)    r
 
-Beside them stands what else a run is: run.json (settings and results), run.safetensors (values
-before training, buffers) and heads.safetensors (TASK/NAME). Where the base of a run is no Hugging
-Face folder as it is, base/ holds it as one.
+The rest of a run stands beside them: run.json (settings and results), run.safetensors (values
+before training, buffers) and heads.safetensors (TASK/NAME). base/ holds the encoder, unless the run
+was trained on a Hugging Face folder.
 
 Trap     MODULE and target_modules are paths inside ViTModel, Dinov2Model or BertModel as
-         transformers 5 has them in memory: PEFT looks there, and files say otherwise
-         (exchange_encoder.py). Both ways are read. Load the base with AutoModel, then the adapter
-         with PeftModel.from_pretrained.
+         transformers 5 has them in memory, where PEFT looks; in files they have other names
+         (huggingface.py). Both are read. Load the base with AutoModel, then the adapter with
+         PeftModel.from_pretrained.
 """
 
 import json
@@ -28,12 +28,12 @@ from pathlib import Path
 
 import torch
 
-from exchange import huggingface
 import encoders
-from experiment import run_folder
 from encoders import safetensors
-from errors import BadInput
 from encoders.heads import HEADS
+from errors import BadInput
+from exchange import huggingface
+from experiment import run_folder
 
 KEY = re.compile(r"base_model\.model\.(.+)\.(lora_[AB]\.weight|lora_magnitude_vector)")
 A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
@@ -52,17 +52,16 @@ STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also cha
 def form(setting):
     """How a run is written as LoRA (the table above); BadInput where it cannot."""
     adapter, reading = setting["adapter"], setting["linearize"]
-    if reading == "layer" and adapter in ("lora", "l_lora"):
-        found = "expanded"
-    else:
-        found = FORMS.get(adapter) if reading == "off" else None
-    if found is None or setting["quantize"]:
-        name = " ".join([adapter, *[f"--linearize {reading}"] * (reading != "off"),
-                         *[f"--quantize {setting['quantize']}"] * bool(setting["quantize"])])
-        raise BadInput(f"{name} is no LoRA on the published weights: --export writes "
-                       f"{', '.join(FORMS)} and l_lora --linearize layer as adapters; of others "
-                       "--merge RULE --export FOLDER writes the merged encoder")
-    return found
+    if not setting["quantize"]:
+        if reading == "layer" and adapter in ("lora", "l_lora"):
+            return "expanded"
+        if reading == "off" and adapter in FORMS:
+            return FORMS[adapter]
+    name = " ".join([adapter, *[f"--linearize {reading}"] * (reading != "off"),
+                     *[f"--quantize {setting['quantize']}"] * bool(setting["quantize"])])
+    raise BadInput(f"{name} is no LoRA on the published weights: --export writes "
+                   f"{', '.join(FORMS)} and l_lora --linearize layer as adapters; of others "
+                   "--merge RULE --export FOLDER writes the merged encoder")
 
 
 def to_peft(form, t):
@@ -76,7 +75,7 @@ def to_peft(form, t):
 
 
 def from_peft(form, t):
-    """What PEFT's tensors of one layer say about ours; the inverse where there is one."""
+    """Our tensors of one layer from PEFT's, as far as these determine them."""
     if form == "pair":
         r = len(t[A]) // 2
         return {"A": t[A][:r], "A0": t[A][r:], "B": t[B][:, :r], "B0": -t[B][:, r:]}
@@ -93,72 +92,73 @@ def layer_tensors(run, layer):
             if n.startswith(prefix)}
 
 
-def adapter_tensors(run, kind):
-    """adapter_model.safetensors of a run on an encoder of `kind`."""
-    return {f"base_model.model.{huggingface.module_name(kind, layer)}.{name}": tensor
+def adapter_tensors(run, model_type):
+    """adapter_model.safetensors of a run on an encoder of that type."""
+    return {f"base_model.model.{huggingface.module_name(model_type, layer)}.{name}": tensor
             for layer in run["layers"]
             for name, tensor in to_peft(form(run["setting"]), layer_tensors(run, layer)).items()}
 
 
-def adapter_config(run, kind, base):
+def adapter_config(run, model_type, base):
     """adapter_config.json of a run; `base` is the folder of its encoder."""
-    hp, cls = run["setting"]["hp"], huggingface.KINDS[kind][0]
+    hp, cls = run["setting"]["hp"], huggingface.TYPES[model_type][0]
     times = 2 if form(run["setting"]) == "pair" else 1
     alpha = (hp["alpha"] or hp["rank"]) * times                          # alpha / r stays the same
     return {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base,
-            "auto_mapping": {"base_model_class": cls,
-                             "parent_library": f"transformers.models.{kind}.modeling_{kind}"},
+            "auto_mapping": {
+                "base_model_class": cls,
+                "parent_library": f"transformers.models.{model_type}.modeling_{model_type}"},
             "r": hp["rank"] * times, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
             "use_rslora": run["setting"]["adapter"] == "rslora",
             "use_dora": run["setting"]["adapter"] == "dora",
-            "target_modules": [huggingface.module_name(kind, layer) for layer in run["layers"]],
+            "target_modules": [huggingface.module_name(model_type, n) for n in run["layers"]],
             "lora_dropout": 0.0, "fan_in_fan_out": False, "init_lora_weights": True,
             "inference_mode": True} | UNUSED
 
 
 def parse(tensors, layers, form, rank, source):
     """adapter_model.safetensors as {our parameter name: tensor}; other names or ranks raise."""
-    found, odd = {layer: {} for layer in layers}, []
+    parts, unexpected = {layer: {} for layer in layers}, []
     for key, tensor in tensors.items():
         match = KEY.fullmatch(key)
         layer = huggingface.our_layer(match[1]) if match else None
-        if layer in found:
-            found[layer][match[2]] = tensor
+        if layer in parts:
+            parts[layer][match[2]] = tensor
         else:
-            odd.append(key)
-    if odd:
-        raise BadInput(f"{source} adapts what the run does not: {', '.join(sorted(odd)[:5])}: "
+            unexpected.append(key)
+    if unexpected:
+        raise BadInput(f"{source} adapts what the run does not: "
+                       f"{', '.join(sorted(unexpected)[:5])}: "
                        "give --targets the layers of the folder")
-    lacking = [layer for layer, t in found.items() if not {A, B} <= t.keys()]
-    if lacking:
+    if lacking := [layer for layer, t in parts.items() if not {A, B} <= t.keys()]:
         raise BadInput(f"{source} has no {A} and {B} for {', '.join(lacking[:5])}: "
                        "give --targets the layers of the folder")
-    for layer, t in found.items():
+    for layer, t in parts.items():
         if t[A].ndim != 2 or t[B].ndim != 2 or {len(t[A]), t[B].shape[1]} != {rank}:
             raise BadInput(f"{source}: {layer} has {A} {tuple(t[A].shape)} and {B} "
                            f"{tuple(t[B].shape)}, its adapter_config.json says rank {rank}")
-    return {f"{layer}.{name}": tensor for layer, t in found.items()
+    return {f"{layer}.{name}": tensor for layer, t in parts.items()
             for name, tensor in from_peft(form, t).items()}
 
 
-def base_of(setting, kind):
+def base_of(setting, model_type):
     """The folder of a run's base if transformers can load it as it is, else None."""
     path = encoders.find(setting["model"])
-    as_it_is = not setting["random_weights"] and (setting["size"] is None or kind == "bert")
-    if not as_it_is or path.is_file() or read_json(path / "config.json").get(
-            "model_type") not in huggingface.KINDS:
+    changed = setting["random_weights"] or (setting["size"] is not None and model_type != "bert")
+    if changed or path.is_file():
         return None
-    return str(path)
+    theirs = read_json(path / "config.json").get("model_type") in huggingface.TYPES
+    return str(path) if theirs else None
 
 
 def write_adapter(run, out):
     """A run as a PEFT folder that also holds what `load` needs to give the same run again."""
-    way, encoder = form(run["setting"]), run_folder.base_encoder(run)
-    kind = huggingface.kind_of(encoder)
-    published, written = base_of(run["setting"], kind), adapter_tensors(run, kind)
-    config = adapter_config(run, kind, published or str(Path(out) / "base"))
-    again = parse(written, run["layers"], way, config["r"], out)
-    kept = {part: {n: t for n, t in run[part].items() if n not in again}
+    lora_form, encoder = form(run["setting"]), run_folder.base_encoder(run)
+    model_type = huggingface.type_of(encoder)
+    published, written = base_of(run["setting"], model_type), adapter_tensors(run, model_type)
+    config = adapter_config(run, model_type, published or str(Path(out) / "base"))
+    back = parse(written, run["layers"], lora_form, config["r"], out)
+    rest = {part: {n: t for n, t in run[part].items() if n not in back}
             for part in ("trained", "buffers")} | {"start": run["start"]}
     with huggingface.new_folder(out) as folder:
         if not published:
@@ -166,11 +166,11 @@ def write_adapter(run, out):
             huggingface.write_encoder(encoder, folder / "base")
         safetensors.write(written, folder / "adapter_model.safetensors")
         run_folder.write_json(config, folder / "adapter_config.json")
-        safetensors.write(huggingface.flat(kept), folder / "run.safetensors")
+        safetensors.write(huggingface.flat(rest), folder / "run.safetensors")
         safetensors.write(huggingface.flat(run["heads"]), folder / "heads.safetensors")
         about = {k: run[k] for k in ("setting", "layers", "base", "torch", "result")}
-        run_folder.write_json(about | {"kind": kind, "trained": list(run["trained"])},
-                        folder / "run.json")
+        run_folder.write_json(about | {"kind": model_type, "trained": list(run["trained"])},
+                              folder / "run.json")
     print(f"wrote {out}: load {config['base_model_name_or_path']} with transformers.AutoModel, "
           "then the adapter with peft.PeftModel.from_pretrained")
 
@@ -199,10 +199,8 @@ def read_tensors(path):
 
 
 def load(folder):
-    """A finished run from its run folder, or from a PEFT folder that `write_adapter` wrote."""
+    """The run that `write_adapter` wrote to a PEFT folder, as run_folder.load has it."""
     folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
-        return run_folder.load(folder)
     if not (folder / "run.json").is_file():
         raise BadInput(f"{folder} is an adapter of another tool, without task and head: train it "
                        f"on with train.py --adapter lora --init {folder}")
@@ -210,25 +208,27 @@ def load(folder):
     if missing := sorted({"setting", "layers", "base", "torch", "result", "kind", "trained"}
                          - run.keys()):
         raise BadInput(f"{folder / 'run.json'} lacks {', '.join(missing)}: export the run again")
-    kind, names = run.pop("kind"), run.pop("trained")
-    config, want = read_json(folder / "adapter_config.json"), adapter_config(run, kind, None)
+    model_type, names = run.pop("kind"), run.pop("trained")
+    config, want = read_json(folder / "adapter_config.json"), adapter_config(run, model_type, None)
     for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", *UNUSED):
         check_config(folder, config, key, want[key])
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    found = parse(tensors, run["layers"], form(run["setting"]), want["r"], folder)
-    kept = huggingface.unflat(read_tensors(folder / "run.safetensors"))
-    run |= {"folder": folder, "start": kept.get("start", {}),
+    factors = parse(tensors, run["layers"], form(run["setting"]), want["r"], folder)
+    rest = huggingface.unflat(read_tensors(folder / "run.safetensors"))
+    run |= {"folder": folder, "start": rest.get("start", {}),
             "heads": huggingface.unflat(read_tensors(folder / "heads.safetensors")),
-            "trained": kept.get("trained", {}) | {n: t for n, t in found.items() if n in names},
-            "buffers": kept.get("buffers", {}) | {n: t for n, t in found.items() if n not in names}}
+            "trained": rest.get("trained", {}) | {n: t for n, t in factors.items() if n in names},
+            "buffers": rest.get("buffers", {}) | {n: t for n, t in factors.items()
+                                                  if n not in names}}
+    head = set(HEADS[run["setting"]["head"]](1, 1).state_dict())
+    heads = {task: set(tensors) for task, tensors in run["heads"].items()}
     if not run["trained"].keys() == run["start"].keys() == set(names) or \
-            {t: set(head) for t, head in run["heads"].items()} != dict.fromkeys(
-                run_folder.tasks(run), set(HEADS[run["setting"]["head"]](1, 1).state_dict())):
+            heads != dict.fromkeys(run_folder.tasks(run), head):
         raise BadInput(f"{folder}: run.safetensors or heads.safetensors lacks tensors, or has "
                        "others than run.json names: export the run again")
-    same = adapter_tensors(run, kind)
-    if moved := [k for k in same if k not in tensors or not torch.equal(same[k], tensors[k])]:
-        raise BadInput(f"{folder}: {moved[0]} was changed since, and {run['setting']['adapter']} "
+    again = adapter_tensors(run, model_type)
+    if changed := [k for k in again if k not in tensors or not torch.equal(again[k], tensors[k])]:
+        raise BadInput(f"{folder}: {changed[0]} was changed since, and {run['setting']['adapter']} "
                        "cannot hold the change: export the run again")
     return run
 
@@ -242,18 +242,17 @@ def check_config(folder, config, key, wants):
 
 
 def check_start(setting):
-    """BadInput unless the folder of --init, if any, holds what such a run trains; quick."""
-    if not (folder := setting["init"]):
-        return
-    config, adapter = read_json(Path(folder) / "adapter_config.json"), setting["adapter"]
+    """BadInput unless the folder of --init holds what such a run trains; quick."""
+    folder, adapter = setting["init"], setting["adapter"]
+    config = read_json(Path(folder) / "adapter_config.json")
     if adapter not in ("lora", "rslora", "dora") or setting["linearize"] != "off":
         raise BadInput("--init starts --adapter lora, rslora or dora, without --linearize")
     check_config(folder, config, "peft_type", "LORA")
-    kind = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
+    theirs = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
     if config.get("use_dora") and config.get("use_rslora"):
         raise BadInput(f"{folder} is DoRA scaled as rsLoRA, which no adapter here is")
-    if kind != adapter:
-        raise BadInput(f"{folder} holds a {kind}: train it on with --adapter {kind}")
+    if theirs != adapter:
+        raise BadInput(f"{folder} holds a {theirs}: train it on with --adapter {theirs}")
     for key, unused in UNUSED.items():
         check_config(folder, config, key, unused)
     if config.get("init_lora_weights", True) not in STARTS:
@@ -267,8 +266,7 @@ def check_start(setting):
 
 
 def start_from(setting, model, layers):
-    """Set a fresh adapter to the values of --init, if given; names and shapes must agree."""
-    if folder := setting["init"]:
-        tensors = read_tensors(Path(folder) / "adapter_model.safetensors")
-        found = parse(tensors, layers, "plain", setting["hp"]["rank"], folder)
-        run_folder.set_tensors(model, found, run_folder.state(model)[1], folder)
+    """Set a fresh adapter to the values of the folder of --init; names and shapes must agree."""
+    tensors = read_tensors(Path(setting["init"]) / "adapter_model.safetensors")
+    factors = parse(tensors, layers, "plain", setting["hp"]["rank"], setting["init"])
+    run_folder.set_tensors(model, factors, run_folder.state(model)[1], setting["init"])

@@ -2,10 +2,13 @@
 
 import ast
 import sys
+from collections import Counter
 
 import torch
 
+import lora
 from errors import BadInput, unknown
+from linearize import encoder_of
 
 
 def run(main):
@@ -41,13 +44,27 @@ def keywords(pairs, options, owner):
     return out
 
 
-def names(text, kind, known):
-    """"a,b" -> ["a", "b"]; BadInput for a name that is not known."""
-    found = [name for name in text.split(",") if name]
-    for name in found:
-        if name not in known:
-            raise unknown(kind, name, known)
-    return found
+def grid(text):
+    """lam=0:1:0.05 -> ("lam", [0, 0.05, ..., 1]);  density=0.1,0.2 -> ("density", [0.1, 0.2])."""
+    key, _, values = text.partition("=")
+    try:
+        if ":" in values:
+            low, high, step = (float(v) for v in values.split(":"))
+            count = round((high - low) / step)
+            return key, [round(low + i * step, 10) for i in range(count + 1)]
+        return key, [float(v) for v in values.split(",")]
+    except (ValueError, ZeroDivisionError):
+        raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, "
+                       "or KEY=a,b,c") from None
+
+
+def names(text, what, choices):
+    """"a,b" -> ["a", "b"]; BadInput for a name that is not among the choices."""
+    given = [name for name in text.split(",") if name]
+    for name in given:
+        if name not in choices:
+            raise unknown(what, name, choices)
+    return given
 
 
 def positive(args, *names):
@@ -83,3 +100,25 @@ def entry(name, title, summary, options):
     """One entry of --list: name, paper, one line, keys with defaults."""
     keys = ", ".join(f"{k}={v}" for k, v in options.items()) or "none"
     return f"{name}\n    {title}\n    {summary}\n    keys: {keys}"
+
+
+def describe(model, setting, names):
+    """Print the settings, what is adapted and what is frozen; returns the parameter counts."""
+    encoder = encoder_of(model)
+    layers, reading = lora.adapters(encoder).values(), setting["linearize"]
+    print("  ".join(f"{k} {v}" for k, v in setting.items() if v is not None and k != "hp"))
+    print("adapter keys: " + ("  ".join(f"{k} {v}" for k, v in setting["hp"].items()) or "none"))
+    ends = Counter(name.rpartition(".")[2] for name in names)
+    print(f"adapted {len(names)} layers: " + ", ".join(f"{n} x {e}" for e, n in ends.items()))
+    trainable = sum(p.numel() for p in lora.trainable(encoder).values())
+    frozen = sum(p.numel() for p in encoder.parameters()) - trainable
+    if setting["quantize"]:                                # what is in 4 bits is no parameter
+        frozen += sum(layer.base.in_features * layer.base.out_features for layer in layers)
+    print(f"frozen {frozen:,} parameters of the encoder; trainable {trainable:,}, "
+          f"{trainable / frozen:.2%} of that "
+          f"(closed form {sum(layer.trainable_count() for layer in layers):,})")
+    what = {"off": "not linearized",
+            "layer": "each layer expanded to first order (the paper's released code)",
+            "model": "the whole model expanded to first order (the paper's equation)"}
+    print(f"linearize {reading}: {what[reading]}")
+    return trainable, frozen

@@ -41,25 +41,6 @@ def give_back_freed_memory():
         pass
 
 
-def set_allocator(trim_threshold, mmap_threshold):
-    """glibc: bytes of freed memory it keeps, and the size from which it asks the system anew."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-1, trim_threshold), mallopt(-3, mmap_threshold)
-    except (AttributeError, OSError, TypeError):
-        pass
-
-
-def keep_freed_memory():
-    """From now on reuse freed memory, pages and all, up to the largest sizes glibc allows."""
-    set_allocator(2 ** 31 - 1, 2 ** 25)
-
-
-def stop_keeping_freed_memory():
-    """From now on return freed tensors to the system at once: exact peaks, slower code."""
-    set_allocator(2 ** 17, 2 ** 16)
-
-
 class Peak:
     """Context manager: `seconds` and `bytes`, the most memory held above the start."""
 

@@ -5,8 +5,8 @@
     log.csv       step, loss, learning rate
     result.json   accuracies, counts, seconds
 
-While it trains, a run lives in `<out>.partial` with resume.pt; the finished folder appears under
-its own name by one rename. Files are written under a temporary name first.
+While it trains, a run lives in `<out>.partial` with resume.pt; one rename gives the finished folder
+its name. Every file is written under a temporary name first.
 
 adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base
 checkpoint, a head per task, the torch version, and by parameter name: `start` (the values before
@@ -19,15 +19,15 @@ import json
 import os
 import pickle
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-import lora
 import encoders
-from errors import BadInput
+import lora
 from encoders.heads import HEADS
-from encoders.nf4 import QUANTIZERS
+from errors import BadInput
 from linearize import adapt, encoder_of, set_start
 
 KEYS = {"setting", "layers", "base", "heads", "start", "trained", "buffers", "torch"}
@@ -38,18 +38,24 @@ def partial(out):
     return Path(f"{out}.partial")
 
 
-def write_json(value, path):
-    """JSON, indented; temporary file, then rename."""
+@contextmanager
+def replacing(path):
+    """A temporary name to write to; it becomes `path` when nothing went wrong."""
     temporary = Path(f"{path}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    yield temporary
     os.replace(temporary, path)
+
+
+def write_json(value, path):
+    """JSON, indented."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def save_tensors(value, path):
-    """torch.save; temporary file, then rename."""
-    temporary = Path(f"{path}.tmp")
-    torch.save(value, temporary)
-    os.replace(temporary, path)
+    """Tensors in plain containers, as load_tensors reads them."""
+    with replacing(path) as temporary:
+        torch.save(value, temporary)
 
 
 def load_tensors(path):
@@ -116,8 +122,8 @@ def start_folder(folder, setting):
         old = json.loads(path.read_text())
         differ = [k for k in setting if old.get(k) != setting[k]]
         if differ:
-            told = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
-            raise BadInput(f"{folder} cannot be resumed with other settings ({told}): "
+            changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
+            raise BadInput(f"{folder} cannot be resumed with other settings ({changes}): "
                            "repeat them, or start again with --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(setting, path)
@@ -141,7 +147,10 @@ def load_progress(folder, model, optimizer):
 
 
 def save_run(out, setting, model, layers, heads, start, result, log):
-    """Write the finished run into <out>.partial and rename it to <out>."""
+    """Write the finished run into <out>.partial and rename it to <out>.
+
+    heads   {task: module};  start   the trained tensors before training, from `state`
+    """
     folder, encoder = partial(out), encoder_of(model)
     trained, buffers = state(model)
     save_tensors({"setting": setting, "layers": layers, "start": start, "trained": trained,
@@ -194,10 +203,18 @@ def rebuild(run, encoder):
     """Put the adapter of a run on `encoder` (changed in place) and return the model as trained."""
     s = run["setting"]
     model, _ = adapt(encoder, s["adapter"], s["linearize"], ",".join(run["layers"]),
-                     quantizer=QUANTIZERS.get(s["quantize"]), **s["hp"])
+                     quantizer=quantizer(s["quantize"]), **s["hp"])
     set_tensors(model, run["trained"], run["buffers"], run["folder"] / "adapter.pt")
     set_start(model, run["start"])
     return model
+
+
+def quantizer(name):
+    """What stores frozen weights as --quantize says, for `adapt`; None where it says nothing."""
+    if name is None:
+        return None
+    from encoders.nf4 import QuantLinear
+    return QuantLinear
 
 
 def head(run, task):
@@ -207,6 +224,12 @@ def head(run, task):
     module = HEADS[run["setting"]["head"]](widest.shape[1], widest.shape[0])
     module.load_state_dict(tensors)
     return module
+
+
+def method(setting):
+    """lora, l_lora.model, dora.nf4, ...: the adapter, how it is expanded, how it is stored."""
+    parts = [setting["adapter"], setting["linearize"], setting["quantize"]]
+    return ".".join(part for part in parts if part not in ("off", None))
 
 
 def tasks(run):

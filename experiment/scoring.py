@@ -5,28 +5,20 @@
     share        (merged - base) / (single - base) of the means: what survives of the gain
 """
 
-import functools
 import statistics
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 import data
-from exchange import peft_folder
+import encoders
 import merge
 import rules  # noqa: F401  (fills merge.RULES)
-import encoders
-from experiment import run_folder
-from experiment import spaces
-from analysis.measures import normalised
-from errors import BadInput
-from exchange.huggingface import write_merged
 from encoders.heads import accuracy, correct, features
-from linearize import LinearizedModel
+from errors import BadInput
+from experiment import run_folder
 from experiment.measure import Peak
-
-RULES = merge.RULES
+from merge import RULES
 
 
 class Tasks:
@@ -40,19 +32,19 @@ class Tasks:
         single = [run for run in group if len(run_folder.tasks(run)) == 1]
         self.order = [run["setting"]["task"] for run in single]         # of every task vector
         self.runs = {task: run for run in single or group for task in run_folder.tasks(run)}
-        self.heads = {task: run_folder.head(run, task).to(device) for task, run in self.runs.items()}
+        self.heads = {t: run_folder.head(run, t).to(device) for t, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
-        self.at_base = None                # features on val of a linearized base, for all rules
+        self.at_base = {}                  # features of a linearized base, for `Mixture`
         first = group[0]["setting"]
-        self.encode, self.known = encoders.encoding(first["model"], first["size"]), {}
+        self.encode, self.loaded = encoders.encoding(first["model"], first["size"]), {}
 
     def data(self, split, task):
         """(inputs, labels) of a split, read and encoded once."""
-        if (split, task) not in self.known:
+        if (split, task) not in self.loaded:
             s = self.runs[task]["setting"]
-            self.known[split, task] = data.load(task, split, s["data"], self.limit or s["limit"],
-                                                self.encode)
-        return self.known[split, task]
+            self.loaded[split, task] = data.load(task, split, s["data"], self.limit or s["limit"],
+                                                 self.encode)
+        return self.loaded[split, task]
 
     def score(self, model, split, task):
         """Accuracy on one task."""
@@ -62,28 +54,19 @@ class Tasks:
         """{task: accuracy}."""
         return {task: self.score(model, split, task) for task in self.runs}
 
-    def features(self, model, split):
-        """{task: features (n, D)}."""
-        return {task: features(model, self.data(split, task)[0]) for task in self.runs}
-
-    def scores_of(self, features, split):
-        """{task: accuracy} of features already computed."""
-        return {task: correct(self.heads[task], f, self.data(split, task)[1])
-                for task, f in features.items()}
+    def material(self, space, names):
+        """What a rule asks for by the names of its keywords, for the runs in their order."""
+        each = lambda make: [make(task) for task in self.order]
+        makers = {"functions": lambda: each(lambda task: self.function(space, task)),
+                  "batches": lambda: each(lambda task: self.data(self.unlabelled, task)[0]),
+                  "labelled": lambda: each(lambda task: self.data("val", task)),
+                  "activations": lambda: space.activations, "features": lambda: space.call,
+                  "scores": lambda: each(lambda task: self.runs[task]["result"]["val"])}
+        return {name: makers[name]() for name in names}
 
     def function(self, space, task):
         """(params, x) -> logits (B, C) of one task, differentiable in params."""
         return lambda params, x: self.heads[task](space.call(params, x))
-
-    def material(self, space, names):
-        """The keywords of that a rule names, for the runs in their order."""
-        each = lambda make: [make(task) for task in self.order]
-        made = {"functions": lambda: each(lambda task: self.function(space, task)),
-                "batches": lambda: each(lambda task: self.data(self.unlabelled, task)[0]),
-                "labelled": lambda: each(lambda task: self.data("val", task)),
-                "activations": lambda: space.activations, "features": lambda: space.call,
-                "scores": lambda: each(lambda task: self.runs[task]["result"]["val"])}
-        return {name: made[name]() for name in names}
 
     def score_result(self, result, space, split):
         """{task: accuracy} of what a rule returned."""
@@ -110,8 +93,7 @@ class Tasks:
         return out
 
 
-def mean(scores):
-    return statistics.fmean(scores.values())
+# ---- one merged model and its neighbours ---------------------------------------------------------
 
 
 def along(base, one, lam):
@@ -119,51 +101,37 @@ def along(base, one, lam):
     return {k: base[k] + lam * (one[k] - base[k]) for k in base}
 
 
-def search(rule, choices, space, tasks, bar):
-    """The choice of settings with the best mean val accuracy; a dict of the row's entries.
+class Mixture:
+    """Features of the models at(c), c a list of T numbers; at([0, ..., 0]) is the base.
 
-    A `lam` multiplies the whole merged task vector, so the rule runs once per setting of the other
-    keys. A model linearized as a whole is affine in its parameters, and its features with it:
-    f(lam) = f(0) + lam (f(1) - f(0)), two passes for the whole sweep.
+    A model linearized as a whole is affine in its parameters, and its features with it:
+
+        f(x; c) = f(x; 0) + sum_t c_t [f(x; e_t) - f(x; 0)]          e_t the T unit vectors
+
+    so T + 1 passes over the inputs give every c. Any other model is merged and run.
+
+    at_base   {name of the inputs: f(x; 0)}, shared by all mixtures around one base; grows
     """
-    material, last, curve, best = tasks.material(space, merge.needs(rule)), None, [], None
-    for choice in choices:
-        lam = choice.get("lam") if not RULES[rule].experts else None
-        rest = choice if lam is None else choice | {"lam": 1.0}
-        if rest != last:                                          # lam varies fastest
-            last = rest
-            with Peak(tasks.device) as peak:
-                one = RULES[rule](space.base, space.taus, **material, **rest)
-            affine = (lam is not None and len(choices) > 1
-                      and isinstance(space.apply(space.base), LinearizedModel))
-            if affine and tasks.at_base is None:
-                tasks.at_base = tasks.features(space.apply(space.base), "val")
-            ends = [tasks.at_base, tasks.features(space.apply(one), "val")] if affine else []
-        result = one if lam is None else along(space.base, one, lam)
-        row = {"chosen": choice, "result": result, "seconds": peak.seconds, "bytes": peak.bytes}
-        if len(choices) == 1:
-            bar.update()
-            return row | {"val_curve": []}
-        if ends:
-            between = {t: ends[0][t] + lam * (ends[1][t] - ends[0][t]) for t in ends[0]}
-            scores = tasks.scores_of(between, "val")
-        else:
-            scores = tasks.score_result(result, space, "val")
-        curve.append((choice, mean(scores)))
-        if best is None or curve[-1][1] > best[0]:
-            best = curve[-1][1], row
-        bar.set_postfix_str(f"{rule} {curve[-1][1]:.3f}", refresh=False)
-        bar.update()
-    return best[1] | {"val_curve": curve}
+
+    def __init__(self, space, size, at, at_base):
+        self.space, self.size, self.at, self.at_base = space, size, at, at_base
+        self.changes = {}                                    # {name of the inputs: (T, n, D)}
+
+    def features(self, c, name, inputs):
+        """f(x; c) (n, D) of inputs x; `name` tells these inputs from others."""
+        if not self.space.affine:
+            return features(self.space.apply(self.at(c)), inputs)
+        if name not in self.at_base:
+            self.at_base[name] = features(self.space.apply(self.space.base), inputs)
+        f0 = self.at_base[name]
+        if name not in self.changes:
+            ends = [self.space.apply(self.at(e)) for e in torch.eye(self.size).tolist()]
+            self.changes[name] = torch.stack([features(end, inputs) for end in ends]) - f0
+        J = self.changes[name]
+        return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
 
 
-def split_joint(group):
-    """(runs on several tasks, runs on one); BadInput unless there are two of the latter."""
-    joint = [run for run in group if len(run_folder.tasks(run)) > 1]
-    single = [run for run in group if len(run_folder.tasks(run)) == 1]
-    if len(single) < 2:
-        raise BadInput("one run is nothing to merge: give at least two run folders")
-    return joint, single
+# ---- rules ---------------------------------------------------------------------------------------
 
 
 def obstacle(rule, space, count):
@@ -176,68 +144,108 @@ def obstacle(rule, space, count):
     return None
 
 
-class Bench(NamedTuple):
-    """What identifies a group of runs and how it is scored: plain values, for any process."""
+def candidates(rule, choices, space, tasks):
+    """Yield (row, lam, line) of a rule for every choice of settings.
 
-    folders: tuple
-    space: str
-    split: str
-    device: str
-    limit: int | None
-    unlabelled: str
-
-
-@functools.lru_cache(maxsize=2)
-def prepared(bench):
-    """(joint runs, Tasks, Space) of a Bench, loaded once per process."""
-    joint, group = split_joint(loaded := [peft_folder.load(folder) for folder in bench.folders])
-    tasks = Tasks(loaded, bench.device, bench.limit, bench.unlabelled)
-    return joint, tasks, spaces.vectors(group, bench.space, tasks.device)
-
-
-def references(bench, bar):
-    """The rows that no rule makes: {"base", "single", "joint": {"scores": {task: acc}}}.
-
-    A run trained on several tasks jointly is a row of its own and is not merged.
+    A `lam` multiplies the whole merged task vector, so the rule runs once, at lam = 1, per setting
+    of its other keys; `lam` varies fastest among the choices. `line` has the models of every lam;
+    lam is None where there is none, and for experts, whose lam is a setting like any other.
     """
-    joint, tasks, space = prepared(bench)
-    rows = {"base": {"scores": tasks.scores(space.apply(space.base), bench.split)}}
-    single = {task: [] for task in tasks.runs}
-    for task, tau in zip(tasks.order, space.taus):
-        model = space.apply(merge.add(space.base, tau))
-        single[task].append(tasks.score(model, bench.split, task))
-    rows["single"] = {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}
-    for run in joint:
-        model = run_folder.rebuild(run, run_folder.base_encoder(run, tasks.device))
-        rows["joint"] = {"scores": tasks.scores(model, bench.split)}
-    bar.update()
-    return rows
+    material, last = tasks.material(space, merge.needs(rule)), None
+    for choice in choices:
+        lam = None if RULES[rule].experts else choice.get("lam")
+        rest = choice if lam is None else choice | {"lam": 1.0}
+        if rest != last:
+            last = rest
+            with Peak(tasks.device) as peak:
+                one = RULES[rule](space.base, space.taus, **material, **rest)
+            line = Mixture(space, 1, lambda c, one=one: along(space.base, one, c[0]), tasks.at_base)
+        yield {"chosen": choice, "result": one if lam is None else line.at([lam]),
+               "seconds": peak.seconds, "bytes": peak.bytes}, lam, line
 
 
-def merged(bench, rule, choices, export, bar):
-    """The row of a rule: {rule: {"scores": {task: acc}, "chosen": {...}, "val_curve", ...}}.
+def val_scores(row, lam, line, tasks):
+    """{task: accuracy on val} of a candidate, by the short cut of `line` where there is one."""
+    if lam is None or not line.space.affine:
+        return tasks.score_result(row["result"], line.space, "val")
+    examples = {task: tasks.data("val", task) for task in tasks.heads}
+    return {task: correct(tasks.heads[task], line.features([lam], task, inputs), labels)
+            for task, (inputs, labels) in examples.items()}
 
-    choices  list of settings to choose from;  export  a folder for the merged encoder, or None
+
+def search(rule, choices, space, tasks):
+    """The row of the settings with the best mean accuracy on val; of equal ones, the first."""
+    best, curve = None, []
+    with tqdm(choices, rule, leave=False) as bar:
+        for row, lam, line in candidates(rule, bar, space, tasks):
+            curve.append((row["chosen"], mean(val_scores(row, lam, line, tasks))))
+            if best is None or curve[-1][1] > best[0]:
+                best = curve[-1][1], row
+    return best[1] | {"val_curve": curve}
+
+
+def merged(rule, choices, space, tasks, split):
+    """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}.
+
+    choices  settings, dicts of keywords; of several, val chooses one
     """
-    _, tasks, space = prepared(bench)
-    row = search(rule, choices, space, tasks, bar)
+    if len(choices) == 1:
+        row = next(candidates(rule, choices, space, tasks))[0] | {"val_curve": []}
+    else:
+        row = search(rule, choices, space, tasks)
     result = row.pop("result")
     if isinstance(result, merge.Experts) and result.route:
-        sent = tasks.routed(result, space, bench.split)
+        sent = tasks.routed(result, space, split)
         row["scores"] = {t: statistics.fmean(hit) for t, (hit, _) in sent.items()}
         row["routed"] = {t: statistics.fmean(own) for t, (_, own) in sent.items()}
     else:
-        row["scores"] = tasks.score_result(result, space, bench.split)
-    if export:
-        about = {"rule": rule, "space": bench.space, "split": bench.split,
-                 "runs": [Path(folder).name for folder in bench.folders]}
-        write_merged(space.apply(result), tasks.heads, about | row, export)
-    return {rule: row}
+        row["scores"] = tasks.score_result(result, space, split)
+    return result, row
 
 
-def row(bench, rule, choices, export, bar):
-    """`merged`, or `references` where the rule is None: one unit of work for parallel.spread."""
-    return merged(bench, rule, choices, export, bar) if rule else references(bench, bar)
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def mean(scores):
+    """Mean over the tasks of {task: score}."""
+    return statistics.fmean(scores.values())
+
+
+def split_joint(group):
+    """(runs on several tasks, runs on one); BadInput unless there are two of the latter."""
+    joint = [run for run in group if len(run_folder.tasks(run)) > 1]
+    single = [run for run in group if len(run_folder.tasks(run)) == 1]
+    if len(single) < 2:
+        raise BadInput("merging takes two runs or more: give at least two run folders")
+    return joint, single
+
+
+def references(joint, space, tasks, split):
+    """The rows that no rule makes: {"base", "single", "joint": {"scores": {task: acc}}}.
+
+    joint   runs on several tasks at once, which are not merged; of several, the last is the row
+    """
+    rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)}}
+    single = {task: [] for task in tasks.runs}
+    for task, tau in zip(tasks.order, space.taus):
+        model = space.apply(merge.add(space.base, tau))
+        single[task].append(tasks.score(model, split, task))
+    rows["single"] = {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}
+    for run in joint:
+        model = run_folder.rebuild(run, run_folder.base_encoder(run, tasks.device))
+        rows["joint"] = {"scores": tasks.scores(model, split)}
+    return rows
+
+
+def normalised(scores, single):
+    """{task: merged score / single-task score}; print the absolute scores next to it.
+
+    BadInput where a task has no single-task score. A single score of 0 counts as 1e-9.
+    """
+    if missing := [task for task in scores if task not in single]:
+        raise BadInput(f"no single-task score for {', '.join(map(str, missing[:5]))}: "
+                       "score the fine-tuned model of every task first")
+    return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
 
 
 def summarize(rows):

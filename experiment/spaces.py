@@ -1,7 +1,7 @@
 """Where merging happens: the task vectors of a set of runs, and how a merged dict becomes a model.
 
     weight    base = W0 (and b0) of the adapted layers, tau_t = dense delta_weight() of run t.
-              Any ranks, alphas and adapter kinds merge; task arithmetic on LoRA gives
+              Any ranks, alphas and adapters merge; task arithmetic on LoRA gives
               s lam sum_t B_t A_t, of rank up to T r.
     adapter   base = the adapter parameters before training, tau_t = trained_t - start. What the
               L-LoRA paper does. For LoRA the merged factors multiply out to
@@ -22,42 +22,10 @@ import torch
 from torch.func import functional_call
 
 import lora
-from experiment import run_folder
+from encoders.heads import place
 from errors import BadInput
+from experiment import run_folder
 from linearize import LinearizedModel, encoder_of
-from encoders import place
-
-
-def check(group, space):
-    """Raise BadInput unless the runs can be merged with each other in `space`."""
-    first, name = group[0], lambda run: str(run["folder"])
-    for run in group[1:]:
-        pair = f"{name(first)} and {name(run)}"
-        if run["base"] != first["base"] or run["setting"]["size"] != first["setting"]["size"]:
-            raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
-                           "task vectors only add up around the same point")
-        if (run["setting"]["linearize"] == "model") != (first["setting"]["linearize"] == "model"):
-            raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; "
-                           "merge runs of the same --linearize")
-        if run["layers"] != first["layers"]:
-            odd = sorted(set(run["layers"]) ^ set(first["layers"]))
-            raise BadInput(f"{pair} adapt different layers ({', '.join(odd[:5])}): "
-                           "train both with the same --targets")
-        if space == "adapter":
-            keys = ("adapter", "linearize", "quantize", "hp")
-            if any(run["setting"][k] != first["setting"][k] for k in keys):
-                raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
-                               "the same kind, rank and alpha; --space weight merges any")
-            for part in ("start", "buffers"):
-                moved = [k for k in first[part] if not torch.equal(first[part][k], run[part][k])]
-                if moved:
-                    raise BadInput(f"{pair} start from different {moved[0]}: "
-                                   "train with the same --seed, or merge with --space weight")
-
-
-def default(group):
-    """adapter for runs linearized as a whole, else weight."""
-    return "adapter" if group[0]["setting"]["linearize"] == "model" else "weight"
 
 
 class Space(NamedTuple):
@@ -65,26 +33,66 @@ class Space(NamedTuple):
 
     base: dict                       # name -> tensor
     taus: list                       # one dict per run, same keys
-    apply: Callable                  # merged dict -> the model with these tensors
+    apply: Callable                  # merged dict -> a new model with these tensors
     call: Callable                   # (dict, images or ids) -> features (B, D), for autograd
     activations: Callable | None     # (dict, images or ids) -> {weight name: its inputs (rows, in)}
+    affine: bool                     # a model linearized as a whole: features affine in the dict
+
+
+def default(group):
+    """adapter for runs linearized as a whole, else weight."""
+    return "adapter" if group[0]["setting"]["linearize"] == "model" else "weight"
 
 
 def vectors(group, space, device="cpu"):
-    """The Space of a list of runs, "weight" or "adapter"; BadInput where a run changed nothing."""
+    """The Space of a list of runs, "weight" or "adapter"; BadInput where they do not fit."""
     check(group, space)
     encoder = run_folder.base_encoder(group[0], device)
-    found = (weight_space if space == "weight" else adapter_space)(group, encoder)
-    for run, tau in zip(group, found.taus):
+    space = (weight_space if space == "weight" else adapter_space)(group, encoder)
+    for run, tau in zip(group, space.taus):
+        if broken := [k for k, v in tau.items() if not v.isfinite().all()]:
+            raise BadInput(f"{run['folder']} has NaN or infinity in {', '.join(broken[:5])}: "
+                           "leave it out or train it again")
         if not any(v.any() for v in tau.values()):
             raise BadInput(f"{run['folder']} has a task vector of zeros, it was not trained: "
                            "leave it out or train it again")
-    return found
+    return space
+
+
+def check(group, space):
+    """Raise BadInput unless the runs can be merged with each other in `space`."""
+    first = group[0]
+    for run in group[1:]:
+        pair = f"{first['folder']} and {run['folder']}"
+        if run["base"] != first["base"] or run["setting"]["size"] != first["setting"]["size"]:
+            raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
+                           "task vectors only add up around the same point")
+        if (run["setting"]["linearize"] == "model") != (first["setting"]["linearize"] == "model"):
+            raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; "
+                           "merge runs of the same --linearize")
+        if run["layers"] != first["layers"]:
+            differ = sorted(set(run["layers"]) ^ set(first["layers"]))
+            raise BadInput(f"{pair} adapt different layers ({', '.join(differ[:5])}): "
+                           "train both with the same --targets")
+        if space == "weight":
+            continue
+        keys = ("adapter", "linearize", "quantize", "hp")
+        if any(run["setting"][k] != first["setting"][k] for k in keys):
+            raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
+                           "the same adapter, rank and alpha; --space weight merges any")
+        for part in ("start", "buffers"):
+            for k, v in first[part].items():
+                if not torch.equal(v, run[part][k]):
+                    raise BadInput(f"{pair} start from different {k}: "
+                                   "train with the same --seed, or merge with --space weight")
+
+
+# ---- weight space --------------------------------------------------------------------------------
 
 
 def weight_space(group, encoder):
     """Dense deltas of every adapted layer; a bias only some runs train is zero in the others."""
-    if group[0]["setting"]["linearize"] == "model":
+    if default(group) == "adapter":
         raise lora.NotMergeable("a model linearized as a whole is not an edit of the weights: "
                                 "merge it with --space adapter")
     taus = []
@@ -104,14 +112,15 @@ def weight_space(group, encoder):
 
     layers = [k for k in names if k.endswith(".weight")]
     return Space(base, taus, partial(with_weights, encoder), call,
-                 partial(layer_inputs, encoder, layers))
+                 partial(layer_inputs, encoder, layers), affine=False)
 
 
 def with_weights(encoder, params):
-    """The encoder itself, with the tensors of `params` {name: tensor} copied into it."""
+    """A copy of the encoder that has the tensors of `params` {name: tensor}."""
+    model = copy.deepcopy(encoder)
     for k, v in params.items():
-        encoder.get_parameter(k).data.copy_(v)
-    return encoder
+        model.get_parameter(k).data.copy_(v)
+    return model
 
 
 @torch.no_grad()
@@ -121,11 +130,11 @@ def layer_inputs(encoder, names, params, inputs):
     names    weights of linear layers
     params   {name: tensor} to run the encoder with, instead of its own
     """
-    seen, hooks = {}, []
+    recorded, hooks = {}, []
     inputs = place(inputs, next(iter(params.values())))
     real = encoder.tokens(inputs)
     for k in names:
-        keep = lambda module, given, k=k: seen.update({k: given[0][real]})
+        keep = lambda module, given, k=k: recorded.update({k: given[0][real]})
         module = encoder.get_submodule(k.removesuffix(".weight"))
         hooks.append(module.register_forward_pre_hook(keep))
     try:
@@ -133,7 +142,10 @@ def layer_inputs(encoder, names, params, inputs):
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return recorded
+
+
+# ---- adapter space -------------------------------------------------------------------------------
 
 
 def adapter_space(group, encoder):
@@ -142,15 +154,17 @@ def adapter_space(group, encoder):
     like = next(iter(lora.trainable(encoder_of(model)).values()))
     base = {k: v.to(like.dtype) for k, v in group[0]["start"].items()}
     taus = [{k: run["trained"][k].to(like.dtype) - base[k] for k in base} for run in group]
+    affine = isinstance(model, LinearizedModel)
 
     def apply(merged):
-        run_folder.set_tensors(model, merged, group[0]["buffers"], "merged adapter")
-        return model
+        changed = copy.deepcopy(model)
+        run_folder.set_tensors(changed, merged, group[0]["buffers"], "merged adapter")
+        return changed
 
     def call(params, inputs):
         params = {k: v.to(like.device) for k, v in params.items()}
-        if isinstance(model, LinearizedModel):
+        if affine:
             return model.at(params, place(inputs, like))
         return functional_call(model, params, (place(inputs, like),))
 
-    return Space(base, taus, apply, call, None)
+    return Space(base, taus, apply, call, None, affine)

@@ -1,0 +1,1 @@
+"""The built-in checkpoints, made from nothing: `python -m pretrain`."""

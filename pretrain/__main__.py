@@ -1,7 +1,7 @@
 """Make the built-in checkpoints from nothing.
 
     python -m pretrain --overwrite                   # checkpoints/vit, see vit.py
-    python -m pretrain bert --overwrite      # checkpoints/bert, see bert.py
+    python -m pretrain bert --overwrite              # checkpoints/bert, see bert.py
 """
 
 import argparse
@@ -60,7 +60,7 @@ def arguments():
     if args.width % args.heads:
         raise BadInput(f"--width {args.width} is no multiple of --heads {args.heads}")
     if args.out.exists() and not args.overwrite:
-        raise BadInput(f"{args.out} exists, and runs made from it need that very file: --overwrite "
+        raise BadInput(f"{args.out} exists, and the runs that start from it need it: --overwrite "
                        "replaces it, --out FOLDER writes elsewhere")
     return args
 
@@ -76,7 +76,8 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() for k, v in model.state_dict().items()}
     safetensors.write(half, args.out / "model.safetensors")
-    run_folder.write_json({"model_type": f"{args.model}_encoder"} | config, args.out / "config.json")
+    config = {"model_type": f"{args.model}_encoder"} | config
+    run_folder.write_json(config, args.out / "config.json")
     if model.kind == "text":
         bert.write_vocabulary(args.out)
     print(f"wrote {args.out}")

@@ -1,4 +1,5 @@
-"""The text half of pretrain.py: a BERT that fills in words of a generated English. arXiv:1810.04805
+"""Make checkpoints/bert from nothing: a BERT that fills in words of a generated English.
+arXiv:1810.04805
 
     loss = cross entropy of the hidden words,  logits = LN(gelu(W z_t + c)) E^T + b
     mask     z = encoder(a text), a fifth of its words hidden         two batches in three
@@ -9,10 +10,10 @@ E (V, D) is the encoder's own word embedding; the heads are thrown away. Two fif
 every second sentence, since those words follow from the first. Of the hidden words 80 % become
 [MASK], 10 % another word, 10 % stay as they are.
 
-The text is single sentences and short discourses of two, in the grammar of language.py: what
+The text is single sentences and short discourses of two, in the grammar of english.py: what
 happened and the same again in other words, a rule and a case of it, who acted first, how many did,
 an opinion and who shared it. To fill in a word of the second sentence, the encoder has to find out
-from the first who did what to whom. No label of text_suite.py is ever used, no sentence is made
+from the first who did what to whom. No label of written.py is ever used, no sentence is made
 wrong, and no second sentence contradicts the first; but some second sentences say in words what a
 task asks: who did it, how many did, who was tired.
 
@@ -22,7 +23,6 @@ Differs  No next-sentence prediction, the paper's second loss, which longer pret
          the tokens, is the feature that the tasks start from.
 """
 
-import os
 import string
 
 import numpy as np
@@ -31,11 +31,13 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from tasks import english
-from tasks.english import (ANIMALS, GOOD, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE,
-                      WOMEN, WORKS, chance, did, draw, noun_phrase, pick)
 from encoders.bert import BERT
 from encoders.tokenizer import SPECIAL, WordPiece
+from experiment.run_folder import replacing
+from pretrain.optimizer import OneCycle
+from tasks import english
+from tasks.english import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE,
+                           WOMEN, WORKS, chance, did, draw, noun_phrase, pick)
 
 HIDDEN, AFTER = 0.2, 0.4                           # share of the words hidden; in second sentences
 ROUND = 20_000                                     # discourses drawn at a time, each seen once
@@ -176,15 +178,14 @@ DISCOURSES = (present, present, again, detail, answer, both, word, rule, number,
 def vocabulary():
     """The lines of vocab.txt: special entries, letters and digits, ##letters, whole words."""
     letters = [*string.ascii_lowercase, *string.digits]
-    known = [*SPECIAL, *string.punctuation, *letters, *(f"##{c}" for c in letters)]
-    return [*known, *(w for w in english.vocabulary() if w not in known)]
+    entries = [*SPECIAL, *string.punctuation, *letters, *(f"##{c}" for c in letters)]
+    return [*entries, *(w for w in english.vocabulary() if w not in entries)]
 
 
 def write_vocabulary(folder):
-    """vocab.txt; temporary file, then rename."""
-    temporary = folder / "vocab.txt.tmp"
-    temporary.write_text("\n".join(vocabulary()) + "\n")
-    os.replace(temporary, folder / "vocab.txt")
+    """vocab.txt."""
+    with replacing(folder / "vocab.txt") as temporary:
+        temporary.write_text("\n".join(vocabulary()) + "\n")
 
 
 def corpus(rng, n):
@@ -264,11 +265,7 @@ def make(width, depth, heads):
 def pretrain(model, *, steps=8000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
-    params = [*model.parameters(), *head.parameters(), *recall.parameters()]
-    groups = [{"params": [p for p in params if p.ndim > 1], "weight_decay": wd},
-              {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0}]
-    optimizer = torch.optim.AdamW(groups, lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    optimizer = OneCycle([model, head, recall], steps, lr, wd)
     rng = np.random.default_rng([seed, 1])
     source = batches(rng, tokenizer, batch)
     bar = tqdm(range(steps), desc="pretraining", mininterval=1)
@@ -281,10 +278,7 @@ def pretrain(model, *, steps=8000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
         if second is not None:
             z = recall(z, model(ids)[asked.nonzero()[:, 0]])
         loss = F.cross_entropy(head(z), target[asked])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1)
-        optimizer.step(), schedule.step()
+        optimizer.descend(loss)
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
     return head
 

@@ -9,12 +9,12 @@ letters and arrows are never drawn. The attribute heads are thrown away; the enc
 eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
 """
 
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from pretrain.optimizer import OneCycle
 from tasks import drawn
 
 GLYPHS = 40
@@ -68,17 +68,17 @@ def scenes(rng, n):
     small = drawn.blobs(rng.integers(0, 8, len(has)), x2, y2, 0.2, rng.uniform(0, 6, len(has)))
     alpha[has] = np.maximum(alpha[has], small)
     companion = np.full(n, -1)
-    seen = np.arctan2(y2 - y[has], x2 - x[has]) % (2 * np.pi)
-    companion[has] = bins((seen + np.pi / 8) % (2 * np.pi), 0, 2 * np.pi, 8)
+    direction = np.arctan2(y2 - y[has], x2 - x[has]) % (2 * np.pi)     # as clipped to the frame
+    companion[has] = bins((direction + np.pi / 8) % (2 * np.pi), 0, 2 * np.pi, 8)
     label |= {"dots": dots, "companion": companion}
 
-    kind, turn = rng.integers(0, 8, n), rng.uniform(0, np.pi, n)
+    texture, turn = rng.integers(0, 8, n), rng.uniform(0, np.pi, n)
     frequency, amplitude = rng.uniform(2, 6, n), rng.uniform(0.1, 0.5, n)
-    back = amplitude[:, None, None] * drawn.textures(rng, kind, turn, frequency)
-    striped = (kind == 0) | (kind == 1) | (kind == 5)    # only these show one orientation
-    label |= {"texture": kind, "amplitude": bins(amplitude, 0.1, 0.5, 3),
+    back = amplitude[:, None, None] * drawn.textures(rng, texture, turn, frequency)
+    striped = np.isin(texture, (0, 1, 5))    # only these show one orientation
+    label |= {"texture": texture, "amplitude": bins(amplitude, 0.1, 0.5, 3),
               "orientation": np.where(striped, bins(turn, 0, np.pi, 8), -1),
-              "frequency": np.where(kind < 6, bins(frequency, 2, 6, 3), -1)}
+              "frequency": np.where(texture < 6, bins(frequency, 2, 6, 3), -1)}
     images = drawn.finish(rng, alpha, back, rng.uniform(0.6, 1, n), rng.uniform(0, 0.12, n))
     return images, label
 
@@ -109,12 +109,7 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
     """Train model and attribute heads with AdamW and a one-cycle schedule; return the heads."""
     width, classes = model.width, sum(c for c, _ in ATTRIBUTES.values())
     head = torch.nn.Linear(width, classes)
-    params = [*model.parameters(), *head.parameters()]
-    decay = [p for p in params if p.ndim > 1]
-    plain = [p for p in params if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": wd},
-                                   {"params": plain, "weight_decay": 0}], lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    optimizer = OneCycle([model, head], steps, lr, wd)
     order, rng = torch.Generator().manual_seed(seed), np.random.default_rng([seed, 1])
     bar = tqdm(total=steps, desc="pretraining", mininterval=1)
     while bar.n < steps:
@@ -126,10 +121,7 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
             losses = attribute_losses(head(model(images[rows])),
                                       {a: v[rows] for a, v in label.items()})
             loss = sum(ATTRIBUTES[a][1] * value for a, value in losses.items())
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, 1)
-            optimizer.step(), schedule.step()
+            optimizer.descend(loss)
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.2f}", symbol=f"{losses['symbol'].item():.2f}",
                             texture=f"{losses['texture'].item():.2f}", refresh=False)

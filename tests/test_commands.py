@@ -21,7 +21,7 @@ import merge
 import train
 from bench import compare
 from encoders import safetensors
-from experiment import run_folder, spaces
+from experiment import cli, run_folder, spaces
 from files import write_idx
 from lora import ADAPTERS
 from pretrain import __main__ as pretrain
@@ -156,8 +156,8 @@ def test_list_commands(command):
 
 
 def test_grid_and_settings():
-    assert evaluation.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
-    assert evaluation.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
+    assert cli.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
+    assert cli.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
 
 
 # ---- merging runs --------------------------------------------------------------------------------

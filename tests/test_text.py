@@ -178,7 +178,7 @@ def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter,
     run = run_folder.load(folders[0])
     model = run_folder.rebuild(run, run_folder.base_encoder(run))
     texts = ["a film", ("no cat", "a dog")]
-    base, taus, apply, call, _ = spaces.vectors([run], spaces.default([run]))
+    base, taus, apply, call, *_ = spaces.vectors([run], spaces.default([run]))
     ids = encoder_of(model).encode(texts)
     merged = merge.add(base, taus[0])
     torch.testing.assert_close(call(merged, ids), model(ids), atol=1e-5, rtol=0)

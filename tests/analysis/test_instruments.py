@@ -8,7 +8,8 @@ import torch
 
 import eval as evaluation
 import merge
-from analysis.instruments import INSTRUMENTS, Analysis
+from analysis import protocols  # noqa: F401  (fills INSTRUMENTS)
+from analysis.instruments import INSTRUMENTS, Analysis, Subset
 from encoders.heads import correct, features
 from experiment import run_folder, spaces
 from experiment.scoring import Tasks
@@ -31,6 +32,7 @@ def analysis_of(group, examples=20):
 
 def test_every_instrument_prints_a_table_and_numbers(group, command, tmp_path):
     file = tmp_path / "out.json"
+    assert evaluation.INSTRUMENTS == tuple(INSTRUMENTS)                # what --help names
     code, out, err = command(evaluation.main, *group, "--analyze", "all", "--limit", 10,
                              "--lam", 0.5, "--json", file)
     assert code == 0, err
@@ -49,7 +51,7 @@ def test_features_at_coefficients_are_those_of_the_merged_model(group):
     x = a.sample("count", "test")[0]
     direct = features(a.space.apply(merged), x)
     torch.testing.assert_close(a.features(c, "count", "test"), direct, atol=1e-4, rtol=1e-4)
-    assert a.affine == ("l_lora" in str(group[0]))
+    assert a.space.affine == ("l_lora" in str(group[0]))
 
 
 @pytest.mark.parametrize("rule", ["average", "task_arithmetic", "ties"])
@@ -57,7 +59,7 @@ def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
     """Two of the four, by the rule itself and by the short way, on both of their tasks."""
     a, members, seen = analysis_of(group, examples=500), ["count", "shapes"], set()
     taus = [a.space.taus[a.names.index(name)] for name in members]
-    score = a.merged_by(rule, members)
+    score = Subset(a, rule, members).score
     for lam in (0.3, 0.7, 2.0):
         setting = {} if rule == "average" else {"lam": lam}
         merged = merge.RULES[rule](a.space.base, taus, **setting)

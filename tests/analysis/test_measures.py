@@ -7,6 +7,7 @@ import torch
 
 from analysis import measures
 from errors import BadInput
+from experiment import scoring
 from merge import flatten
 
 KEYS = {"blocks.0.w": (3, 5), "a": (7,)}
@@ -32,27 +33,11 @@ def linear(params, x):
 
 
 def test_normalised_by_hand():
-    assert measures.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
+    assert scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
         {"a": 0.5, "b": 1.5})
     with pytest.raises(BadInput, match="no single-task score for b"):
-        measures.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8})
-    assert measures.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
-
-
-def test_subsets_of_seven_tasks_are_the_120_of_the_protocol():
-    found = list(measures.subsets("abcdefg"))
-    assert [sum(len(s) == k for s in found) for k in range(1, 8)] == [0, 21, 35, 35, 21, 7, 1]
-    assert len(set(found)) == 120
-    assert list(measures.subsets("cab", sizes=(3, 2))) == [
-        ("c", "a"), ("c", "b"), ("a", "b"), ("c", "a", "b")]
-    assert list(measures.subsets("ab", sizes=[1])) == [("a",), ("b",)]
-    with pytest.raises(BadInput, match=r"subset sizes \[0, 4\] are outside 1 .. 3"):
-        measures.subsets("abc", sizes=(0, 3, 4))
-
-
-def test_by_size_by_hand():
-    results = {("a", "b", "c"): 5.0, ("a", "b"): 1.0, ("a", "c"): 2.0, ("b", "c"): 6.0}
-    assert list(measures.by_size(results).items()) == [(2, (3.0, 1.0, 6.0)), (3, (5.0, 5.0, 5.0))]
+        scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8})
+    assert scoring.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
 
 
 def test_forgetting_keeps_the_control():
@@ -210,7 +195,7 @@ def test_landscape_by_hand():
     out = measures.landscape(base, tau_a, tau_b, losses, [-0.5, 0, 1])
     assert out.tolist() == [[-2.75, 2.25, 12.25], [-2, 3, 13], [1, 6, 16]]
     assert base["p"].tolist() == [1, 2]
-    with pytest.raises(BadInput, match="3 losses for 2 tasks"):
+    with pytest.raises(BadInput, match="3 losses for 2 task vectors"):
         measures.landscape(base, tau_a, tau_b, losses + losses[:1], [0])
     with pytest.raises(BadInput, match="task vector 2 differs from the first in p"):
         measures.landscape(base, tau_a, {"p": torch.zeros(3)}, losses, [0])
@@ -256,5 +241,5 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
     assert out["entropy"].shape == (3, 2) and out["entropy"].dtype == torch.float64
     assert out["entropy"][2, 0].item() == pytest.approx(-p * math.log(p)
                                                         - (1 - p) * math.log(1 - p))
-    with pytest.raises(BadInput, match="1 labelled for 2 tasks"):
+    with pytest.raises(BadInput, match="1 labelled for 2 task vectors"):
         measures.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right)], [0])

@@ -19,7 +19,7 @@ import train
 from encoders import safetensors
 from errors import BadInput
 from exchange import huggingface, peft_folder
-from experiment import run_folder, scoring
+from experiment import run_folder
 from files import published_clip, published_vit
 from linearize import encoder_of
 from support import EXPORT_IDS, EXPORTS, make_run, perturb, small_run
@@ -299,8 +299,9 @@ def test_a_merged_encoder_is_read_back_bit_for_bit(command, tmp_path, tiny, monk
     group = [make_run(tmp_path / f"run{i}", checkpoint, adapter, seed=i, task=task)
              for i, (adapter, task) in enumerate(zip(adapters, ("digits", "letters")))]
     out, x, kept = tmp_path / "merged", torch.rand(3, 1, 28, 28), []
-    monkeypatch.setattr(scoring, "write_merged", lambda model, *rest: (
-        kept.append(model(x).detach()), huggingface.write_merged(model, *rest)))
+    write = huggingface.write_merged
+    monkeypatch.setattr(huggingface, "write_merged", lambda model, *rest: (
+        kept.append(model(x).detach()), write(model, *rest)))
     code, text, err = command(evaluation.main, *(r["folder"] for r in group), "--merge",
                               "task_arithmetic", "--set", "lam=0.5", "--space", space,
                               "--export", out)

@@ -1,7 +1,5 @@
 """score.py: choosing on validation, models behind a router, seconds and memory."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -9,8 +7,6 @@ import merge
 from experiment import run_folder, spaces
 from experiment.measure import Peak, reset_high_water
 from experiment.scoring import Tasks, along, search
-
-BAR = SimpleNamespace(set_postfix_str=lambda text, refresh: None, update=lambda: None)
 
 
 @pytest.fixture(params=["lora", "l_lora"])
@@ -25,7 +21,7 @@ def test_search_takes_the_best_setting_on_val(group):
     """The short way over lam gives the accuracies of the merged models themselves."""
     _, space, tasks = group
     choices = [{"lam": lam} for lam in (0.0, 0.5, 1.0, 3.0)]
-    row = search("task_arithmetic", choices, space, tasks, BAR)
+    row = search("task_arithmetic", choices, space, tasks)
     direct = []
     for choice in choices:
         merged = merge.RULES["task_arithmetic"](space.base, space.taus, **choice)
@@ -95,6 +91,6 @@ def test_peak_sees_what_is_allocated_and_let_go():
 def test_a_lam_of_experts_is_a_setting_like_any_other(group):
     """Twin's lam is that of its shared part: every value is a run of the rule."""
     _, space, tasks = group
-    row = search("twin", [{"lam": 0.0, "steps": 2}, {"lam": 0.5, "steps": 2}], space, tasks, BAR)
+    row = search("twin", [{"lam": 0.0, "steps": 2}, {"lam": 0.5, "steps": 2}], space, tasks)
     assert isinstance(row["result"], merge.Experts) and len(row["val_curve"]) == 2
     assert row["chosen"]["lam"] in (0.0, 0.5)
