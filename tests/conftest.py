@@ -1,5 +1,6 @@
 """Fixtures: a checkpoint small enough to train in milliseconds, and the real files if present."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 import encoders
+import merge
 import train
+from analysis import protocols
 from experiment import cli
 from support import QUICK, TINY, write_checkpoint, write_text_checkpoint
 
@@ -49,15 +52,6 @@ def command(monkeypatch, capsys):
     return call
 
 
-@pytest.fixture(scope="session")
-def real():
-    """Folder of real checkpoints and data sets, from the environment variable REAL_DATA."""
-    folder = os.environ.get("REAL_DATA")
-    if not folder:
-        pytest.skip("set REAL_DATA to a folder with real checkpoints and data (see the README)")
-    return Path(folder)
-
-
 @pytest.fixture
 def fit(command, tiny, tmp_path):
     """fit("--adapter", "lora", ...) trains the tiny encoder for 6 steps into tmp_path/runs."""
@@ -65,3 +59,42 @@ def fit(command, tiny, tmp_path):
         return command(train.main, "--model", tiny,
                        "--out", tmp_path / "runs/{adapter}-{task}-s{seed}", *QUICK, *words)
     return call
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    """trained("--adapter", "lora", ...) -> [run folders], made once, as by `fit`: only read them."""
+    made = {}
+
+    def call(*words):
+        if words not in made:
+            out = tmp_path_factory.mktemp("trained")
+            with pytest.MonkeyPatch.context() as patch:
+                line = ["--model", tiny, "--out", out / "{adapter}-{task}-s{seed}", *QUICK, *words]
+                patch.setattr(sys, "argv", ["train.py", *map(str, line)])
+                train.main()
+            made[words] = sorted(out.iterdir())
+        return made[words]
+    return call
+
+
+@pytest.fixture
+def small_grids(monkeypatch):
+    """Every instrument on fewer subsets and coefficients."""
+    for name, few in (("subsets", {"per_size": 1, "lams": (0.3, 1.0)}),
+                      ("landscape", {"lams": (0.0, 1.0)}), ("disentangle", {"lams": (0.0, 1.0)})):
+        whole = protocols.INSTRUMENTS[name]
+        part = functools.update_wrapper(functools.partial(whole, **few), whole)
+        monkeypatch.setitem(protocols.INSTRUMENTS, name, part)
+    quick = functools.partial(merge.RULES["lorahub"], budget=4)
+    monkeypatch.setitem(merge.RULES, "lorahub", functools.update_wrapper(
+        quick, merge.RULES["lorahub"]))
+
+
+@pytest.fixture(scope="session")
+def real():
+    """Folder of real checkpoints and data sets, from the environment variable REAL_DATA."""
+    folder = os.environ.get("REAL_DATA")
+    if not folder:
+        pytest.skip("set REAL_DATA to a folder with real checkpoints and data (see the README)")
+    return Path(folder)

@@ -18,10 +18,9 @@ TASKS = ("digits", "count", "shapes", "letters")
 
 
 @pytest.fixture(params=["lora", "l_lora"])
-def group(request, fit, tmp_path):
+def group(request, trained):
     """Four tiny runs of one adapter: weight space, and a model linearized as a whole."""
-    assert fit("--adapter", request.param, "--task", ",".join(TASKS), "--lr", 0.05)[0] == 0
-    return sorted((tmp_path / "runs").iterdir())
+    return trained("--adapter", request.param, "--task", ",".join(TASKS), "--lr", 0.05)
 
 
 def analysis_of(group, examples=20):
@@ -30,7 +29,7 @@ def analysis_of(group, examples=20):
     return Analysis(space, Tasks(loaded), "tiny", 0.5, examples)
 
 
-def test_every_instrument_prints_a_table_and_numbers(group, command, tmp_path):
+def test_every_instrument_prints_a_table_and_numbers(group, command, tmp_path, small_grids):
     file = tmp_path / "out.json"
     assert evaluation.INSTRUMENTS == tuple(INSTRUMENTS)                # what --help names
     code, out, err = command(evaluation.main, *group, "--analyze", "all", "--limit", 10,

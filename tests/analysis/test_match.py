@@ -6,9 +6,17 @@ import torch
 import encoders
 from analysis import match
 from exchange import huggingface
-from rules.pleas import permute, permute_stream
+from rules.matching import permute, permute_stream
+from tasks import drawn, written
 
 SIZES = dict(width=16, depth=2, heads=4, hidden=24)
+
+
+@pytest.fixture(autouse=True)
+def two_tasks(monkeypatch):
+    """A suite of two tasks instead of eight."""
+    for suite in (drawn, written):
+        monkeypatch.setattr(suite, "TASKS", dict(list(suite.TASKS.items())[:2]))
 
 
 def shuffled(params, generator):
@@ -20,7 +28,7 @@ def shuffled(params, generator):
     return out
 
 
-def written(folder, seed, **sizes):
+def random_vit(folder, seed, **sizes):
     """A small ViT of random weights in a folder of its own."""
     torch.manual_seed(seed)
     folder.mkdir()
@@ -44,14 +52,14 @@ def test_an_encoder_and_its_shuffled_self_merge_into_itself():
 
 
 def test_the_command_writes_what_it_merged(command, tmp_path, monkeypatch):
-    a, b = (written(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    a, b = (random_vit(tmp_path / name, seed) for seed, name in enumerate("ab"))
     made, merged = [], match.merged
     monkeypatch.setattr(match, "merged", lambda *args: made.append(merged(*args)) or made[-1])
     words = [a, b, "--examples", 4, "--limit", 16, "--out", tmp_path / "merged"]
     code, out, err = command(match.main, *words)
     assert code == 0, err
     rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
-    assert rows == ["encoder", *made[0][0]] and "8 tasks, 4 unlabelled inputs of each" in out
+    assert rows == ["encoder", *made[0][0]] and "2 tasks, 4 unlabelled inputs of each" in out
     read = match.weights_of(encoders.load(tmp_path / "merged"))
     for k, v in made[0][0][match.WRITTEN].items():
         torch.testing.assert_close(read[k], v)
@@ -66,7 +74,7 @@ def test_the_command_takes_texts(command):
 
 
 def test_encoders_that_cannot_be_matched(command, tmp_path):
-    a, b = (written(tmp_path / name, 0, heads=heads) for name, heads in (("a", 4), ("b", 2)))
+    a, b = (random_vit(tmp_path / name, 0, heads=heads) for name, heads in (("a", 4), ("b", 2)))
     for pair in (a, b), ("vit", "bert"):
         code, _, err = command(match.main, *pair)
         assert code == 2 and "not of one architecture" in err

@@ -23,89 +23,101 @@ def trained(folder):
     return torch.load(folder / "adapter.pt", weights_only=True)["trained"]
 
 
-def torchrun(*words):
-    """train.py in two processes that talk by sockets of this machine."""
+def free_ports(count):
+    """Ports of this machine that nobody listens to."""
     try:
-        socket.create_server(("localhost", 0)).close()
+        held = [socket.create_server(("localhost", 0)) for _ in range(count)]
     except OSError:
-        pytest.skip("torchrun needs a socket on localhost")
+        pytest.skip("processes that train together need a socket on localhost")
+    ports = [server.getsockname()[1] for server in held]
+    for server in held:
+        server.close()
+    return ports
+
+
+COMMON = ["--dtype", "float64", "--batch", 7, "--steps", 12, "--limit", 50]
+SHARED = {"lora": ["--joint", "--task", "digits,count"],
+          "l_lora": ["--task", "digits", "--linearize", "model"],
+          "rosa": ["--task", "digits", "--set", "warmup=3", "--set", "collect=2"],
+          "adalora": ["--task", "digits", "--rank", 6, "--set", "target=3"]}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny, tmp_path_factory):
+    """The folder of SHARED's runs, trained in two processes, and what these printed.
+
+    The first run is torchrun's; its launcher costs a process, so the others come in one go, and
+    last a batch that is too small.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    words = {name: ["--adapter", name, *more] for name, more in SHARED.items()}
+    words = {name: [*map(str, [*line, "--model", tiny, *COMMON, "--out", folder / name])]
+             for name, line in (words | {"small": []}).items()}
+    words["small"] += ["--batch", "1"]
+    ports = free_ports(len(words))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
               "--master_port", "0", "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    return subprocess.run([*launch, "train.py", *map(str, words)], cwd=ROOT, capture_output=True,
-                          text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    start = lambda command, **more: subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more)
+    together = start([*launch, "train.py", *words.pop("lora")])
+    out, err = together.communicate(timeout=300)
+    assert together.returncode == 0, err
+    plan = json.dumps(list(zip(ports, words.values())))
+    pair = [start([sys.executable, "tests/experiment/in_turn.py", plan], WORLD_SIZE="2",
+                  MASTER_ADDR="localhost", RANK=str(n), LOCAL_RANK=str(n)) for n in range(2)]
+    return folder, out, [(*p.communicate(timeout=300), p.returncode) for p in pair]
 
 
-@pytest.mark.parametrize("words", [
-    ("--adapter", "lora", "--joint", "--task", "digits,count"),
-    ("--adapter", "l_lora", "--task", "digits", "--linearize", "model"),
-    ("--adapter", "rosa", "--task", "digits", "--set", "warmup=3", "--set", "collect=2"),
-    ("--adapter", "adalora", "--task", "digits", "--rank", "6", "--set", "target=3")],
-    ids=lambda words: words[1])
-def test_two_processes_train_like_one_on_the_whole_batch(words, command, tiny, tmp_path):
+@pytest.mark.parametrize("name", SHARED)
+def test_two_processes_train_like_one_on_the_whole_batch(name, shared, command, tiny, tmp_path):
     """Batches of 7, so that the parts differ; hooks, supports and penalties see the sums."""
-    words = [*words, "--model", tiny, "--dtype", "float64", "--batch", 7, "--steps", 12,
-             "--limit", 50]
-    code, _, err = command(train.main, *words, "--out", tmp_path / "one")
+    code, _, err = command(train.main, "--adapter", name, *SHARED[name], "--model", tiny, *COMMON,
+                           "--out", tmp_path / "one")
     assert code == 0, err
-    done = torchrun(*words, "--out", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("next: python eval.py") == 1                  # one of them speaks
-    assert [p.name for p in tmp_path.iterdir() if p.is_dir()].count("two.partial") == 0
-    one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], atol=1e-9, rtol=0)
-    logs = [(tmp_path / n / "log.csv").read_text().splitlines()[-1] for n in ("one", "two")]
+    two = shared[0] / name
+    assert two.is_dir() and not (shared[0] / f"{name}.partial").exists(), shared[2]
+    a, b = trained(tmp_path / "one"), trained(two)
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=1e-9, rtol=0)
+    logs = [(n / "log.csv").read_text().splitlines()[-1] for n in (tmp_path / "one", two)]
     assert abs(float(logs[0].split(",")[1]) - float(logs[1].split(",")[1])) < 1e-9
 
 
-def test_a_batch_smaller_than_the_processes_is_refused(tiny, tmp_path):
-    done = torchrun("--model", tiny, "--batch", 1, "--out", tmp_path / "r")
-    assert done.returncode != 0 and "--batch 1 is too small for 2 processes" in done.stderr
-    assert not (tmp_path / "r").exists()
+def test_one_of_the_processes_speaks(shared):
+    _, out, pair = shared
+    assert out.count("next: python eval.py") == 1
+    assert [text.count("next: python eval.py") for text, _, _ in pair] == [3, 0]
 
 
-def test_jobs_train_the_same_bits(fit, tmp_path):
-    words = ["--adapter", "lora", "--task", "digits,count", "--steps", 3]
-    assert fit(*words, "--out", tmp_path / "one-{task}")[0] == 0
-    code, out, err = fit(*words, "--out", tmp_path / "two-{task}", "--jobs", 2)
-    assert code == 0 and out.count("val ") == 4, err
-    for task in ("digits", "count"):
-        one, two = (trained(tmp_path / f"{n}-{task}") for n in ("one", "two"))
-        assert all(torch.equal(one[k], two[k]) for k in one)
+def test_a_batch_smaller_than_the_processes_is_refused(shared):
+    folder, _, pair = shared
+    for _, err, code in pair:
+        assert code == 2 and "--batch 1 is too small for 2 processes" in err
+    assert not (folder / "small").exists()
 
 
-def test_jobs_merge_the_same_numbers(fit, command, tmp_path):
-    """Rules in other processes, and what is wrong with one of them, reach this one."""
-    assert fit("--adapter", "lora", "--task", "digits,count", "--steps", 3)[0] == 0
-    folders, rows = sorted((tmp_path / "runs").iterdir()), []
-    words = [*folders, "--merge", "ties,fitted,emr", "--sweep", "lam=0:1:0.5", "--limit", 40]
-    for count in (1, 2):
-        code, out, err = command(evaluation.main, *words, "--jobs", count, "--json",
-                                 tmp_path / "x.json")
-        assert code == 0 and "| emr" in out, err
-        found = json.loads((tmp_path / "x.json").read_text())["all"]["rows"]
+def test_jobs_train_and_merge_the_same(fit, command, tmp_path):
+    """Runs and rules in other processes: the same bits, and rows in the order that was asked."""
+    rows, weights = [], []
+    for jobs_ in (1, 2):
+        out = tmp_path / str(jobs_)
+        code, text, err = fit("--adapter", "lora", "--task", "digits,count", "--steps", 3,
+                              "--out", out / "{task}", "--jobs", jobs_)
+        assert code == 0 and text.count("val ") == 4, err
+        weights.append({f"{task}.{k}": v for task in ("digits", "count")
+                        for k, v in trained(out / task).items()})
+        words = [out / "digits", out / "count", "--sweep", "lam=0:1:0.5", "--limit", 40]
+        code, text, err = command(evaluation.main, *words, "--merge", "ties,fitted,emr",
+                                  "--jobs", jobs_, "--json", out / "x.json")
+        assert code == 0 and "| emr" in text, err
+        found = json.loads((out / "x.json").read_text())["all"]["rows"]
         rows.append({n: (r["scores"], r.get("chosen"), r["share"]) for n, r in found.items()})
-    assert rows[0] == rows[1] and list(rows[0]) == ["base", "single", "ties", "fitted", "emr"]
-    words[2:] = ["--merge", "ties,dare", "--set", "density=7.0", "--jobs", 2]
-    code, _, err = command(evaluation.main, *words)
-    assert code == 2 and "density 7.0 is outside (0, 1]" in err
-    assert command(evaluation.main, *words[:-1], 0)[0] == 2
+    assert rows[0] == rows[1] and list(rows[1]) == ["base", "single", "ties", "fitted", "emr"]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert command(evaluation.main, *words, "--merge", "ties", "--jobs", 0)[0] == 2
     assert "TQDM_DISABLE" not in os.environ
-
-
-def fails(n):
-    """A unit of work for the test below; it must be importable."""
-    if n == 2:
-        raise BadInput("two")
-    return n * n
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_spread_keeps_the_order_and_raises(count):
-    assert jobs.spread(fails, [(n,) for n in (0, 3, 1, 5)], count, "numbers") == [0, 9, 1, 25]
-    with pytest.raises(BadInput, match="two"):
-        jobs.spread(fails, [(n,) for n in (0, 2, 1)], count, "numbers")
 
 
 def naps(seconds, path):

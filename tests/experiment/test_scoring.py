@@ -10,10 +10,10 @@ from experiment.scoring import Tasks, along, search
 
 
 @pytest.fixture(params=["lora", "l_lora"])
-def group(request, fit, tmp_path):
+def group(request, trained):
     """(runs, space, tasks) of two tiny runs, in weight space and linearized as a whole."""
-    assert fit("--adapter", request.param, "--task", "digits,count", "--lr", 0.05)[0] == 0
-    loaded = [run_folder.load(folder) for folder in sorted((tmp_path / "runs").iterdir())]
+    folders = trained("--adapter", request.param, "--task", "digits,count", "--lr", 0.05)
+    loaded = [run_folder.load(folder) for folder in folders]
     return loaded, spaces.vectors(loaded, spaces.default(loaded)), Tasks(loaded)
 
 
