@@ -34,19 +34,28 @@ class Scalar(Adapter):
 '''
 
 
+ALL = """
+import runpy, sys, pytest
+for words in ["train.py --list",
+              "train.py --adapter scalar --set gain=2 --linearize layer --model {model} --steps 4 "
+              "--limit 40", "eval.py runs/tiny-scalar.layer-digits-s0 --limit 20"]:
+    sys.argv = words.split()
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code
+sys.exit(pytest.main("tests/adapters/test_adapters.py tests/test_linearize.py -k scalar".split()))
+"""
+
+
 def test_a_new_file_is_a_new_adapter(tiny, tmp_path):
     """It is listed, trains with its own key under a linearization, is scored, and is tested."""
     tree = tmp_path / "fork"
     shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".git", "runs", "__pycache__"))
     (tree / "adapters" / "scalar.py").write_text(NEW)
-    call = lambda *words: subprocess.run([sys.executable, *map(str, words)], cwd=tree,
-                                         capture_output=True, text=True)
-    assert "scalar\n    Scalar: one number per layer" in call("train.py", "--list").stdout
-    done = call("train.py", "--adapter", "scalar", "--set", "gain=2", "--linearize", "layer",
-                "--model", tiny, "--steps", 4, "--limit", 40)
-    assert done.returncode == 0 and "trainable 12," in done.stdout, done.stderr
-    assert call("eval.py", "runs/tiny-scalar.layer-digits-s0", "--limit", 20).returncode == 0
-    files = "tests/adapters/test_adapters.py", "tests/test_linearize.py"
-    tests = call("-m", "pytest", *files, "-k", "scalar")
-    assert tests.returncode == 0, tests.stdout
-    assert int(re.search(r"(\d+) passed", tests.stdout)[1]) >= 15
+    done = subprocess.run([sys.executable, "-c", ALL.replace("{model}", str(tiny))], cwd=tree,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scalar\n    Scalar: one number per layer" in done.stdout
+    assert "trainable 12," in done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 15

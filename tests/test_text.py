@@ -182,7 +182,8 @@ def test_texts_are_trained_merged_and_looked_at(fit, command, tmp_path, adapter,
     ids = encoder_of(model).encode(texts)
     merged = merge.add(base, taus[0])
     torch.testing.assert_close(call(merged, ids), model(ids), atol=1e-5, rtol=0)
-    code, out, err = command(evaluation.main, *folders, "--merge", rules, "--limit", 20)
+    code, out, err = command(evaluation.main, *folders, "--merge", rules, "--limit", 20,
+                             "--set", "steps=3", *(["--set", "budget=4"] if rules == "all" else []))
     rows = {line.split("|")[1].split()[0] for line in out.splitlines() if line.startswith("| ")}
     with_data = {name for name in RULES if merge.needs(name) and not obstacle(name, "weight", 2)}
     expected = with_data if rules == "all" else set(rules.split(","))
@@ -225,7 +226,7 @@ def test_the_wrong_kind_is_one_line_before_anything_is_made(fit, command, tiny, 
     assert not list(tmp_path.iterdir()) and err.count("\n") == 1
 
 
-def test_instruments_that_do_not_fit_are_refused_or_left_out(fit, command, tmp_path):
+def test_instruments_that_do_not_fit_are_refused_or_left_out(fit, command, tmp_path, small_grids):
     assert fit("--adapter", "bitfit", "--task", "accept,order")[0] == 0
     look = lambda *what: command(evaluation.main, *sorted(tmp_path.glob("*-s0")), "--limit", 20,
                                  "--analyze", ",".join(what))

@@ -1,5 +1,6 @@
 """bench.py runs in all its parts; what its tables claim is measured, not asserted."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 import merge
 from bench import __main__ as bench
-from bench import growth, merging, steps
+from bench import compare, growth, merging, steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,11 +54,12 @@ def test_the_released_form_is_the_closed_form():
 
 
 def test_bench_of_rules_counts_what_they_hold(command):
-    """Beside the base, a streaming rule holds its result and the task vector at hand."""
-    out = apart("--rules", "average,ties", "--millions", 8, "--rounds", 1)
+    """Beside the base: a mean that takes task vectors one by one holds three models; TIES the T of
+    them, trimmed and agreeing, and what one tensor needs."""
+    out = apart("--rules", "average,ties", "--millions", 1.8, "--rounds", 1)
     held = {row[1].strip(): float(row[5]) for row in
             (line.split("|") for line in out.splitlines()) if len(row) > 5 and "." in row[5]}
-    assert 1.5 < held["average"] < 2.5 and 8 < held["ties"] < 10.5    # 2 and T + 2, and slack
+    assert 2.5 < held["average"] < 3.5 and 16 < held["ties"] < 24     # 3 and 2 T + 1, and slack
     for words, told in ((["--plot", "there"], "--plot draws --growth"),
                         (["--growth", "--rules", "ties"], "--rules and --growth are tables")):
         code, _, err = command(bench.main, *words)
@@ -106,3 +108,26 @@ def test_bench_without_the_library_says_how_to_get_it(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     code, _, err = command(bench.main, "--peft", "tiny")
     assert code == 2 and "pip install -r requirements-exchange.txt" in err
+
+
+def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, monkeypatch):
+    """Finished runs are not trained again; the rate of the table is the best on validation."""
+    monkeypatch.setattr(compare, "SEEDS", (0, 1))
+    out = tmp_path / "table"
+    out.mkdir()
+    times = (("lora_fa", "off", 0.9), ("lora_fa", "off, jvp", 7), ("lora", "layer", 8))
+    (out / "bench.json").write_text(json.dumps(
+        [dict(zip(("adapter", "linearize", "time"), row)) for row in times]))
+    for rate, val in (("0.1", 0.8), ("0.2", 0.9)):
+        for seed in (0, 1):
+            folder = out / f"lora_fa-{rate}-count-s{seed}"
+            folder.mkdir()
+            numbers = {"val": val, "test": val - 0.1 * seed, "trainable": 7}
+            (folder / "result.json").write_text(json.dumps(numbers))
+    words = ["--adapters", "lora_fa", "--rates", "0.1,0.2", "--tasks", "count", "--model", tiny]
+    code, text, err = command(compare.main, *words, "--out", out)
+    assert code == 0, err
+    row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
+    assert row[:7] == ["lora_fa", "2308.03303", "7", "8", "0.2", "0.850 ± 0.071", "0.90"]
+    code, _, err = command(compare.main, *words, "--steps", 0, "--out", tmp_path / "new")
+    assert code == 2 and "--steps 0: give a positive number" in err

@@ -6,7 +6,7 @@ import torch
 
 import encoders
 from pretrain import __main__ as pretrain
-from pretrain import bert
+from pretrain import bert, vit
 from pretrain.bert import DISCOURSES, hide, make, vocabulary
 from tasks import english
 
@@ -94,3 +94,18 @@ def test_masked_words_are_learnt(monkeypatch):
     model = make(32, 1, 2)[0]
     head = bert.pretrain(model, steps=60, lr=5e-3)
     assert np.mean(list(bert.accuracy(model, head, 0, 40).values())) > 0.1
+
+
+def test_pretrain_writes_a_checkpoint_and_replaces_none(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(vit, "ROUND", 64), monkeypatch.setattr(vit, "HELD_OUT", 40)
+    words = ["--steps", 30, "--width", 16, "--depth", 1, "--heads", 2, "--out", tmp_path / "m"]
+    code, out, err = command(pretrain.main, *words)
+    assert code == 0 and "held-out scenes: symbol 0." in out, err
+    first = encoders.load(tmp_path / "m")
+    assert first(torch.rand(2, 1, 28, 28)).shape == (2, 16)
+    code, _, err = command(pretrain.main, *words)
+    assert code == 2 and "exists" in err and "--overwrite" in err
+    assert command(pretrain.main, *words, "--overwrite")[0] == 0
+    again = encoders.load(tmp_path / "m")
+    assert command(pretrain.main, "--steps", 10, "--out", tmp_path / "n")[0] == 2
+    assert again.sha256 == first.sha256                   # the same seed, the same bits

@@ -1,0 +1,243 @@
+"""eval.py from the outside: which runs merge and in which space; one line for all others."""
+
+import csv
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+
+import eval as evaluation
+import lora
+import merge
+from experiment import cli, run_folder, spaces
+from lora import ADAPTERS
+from support import SPECIAL_WORDS as SPECIAL, write_checkpoint
+
+
+@pytest.fixture
+def merge_runs(command, tmp_path):
+    """merge_runs([names], "--merge", ...) returns (code, stdout, stderr, {rows of the JSON})."""
+    def call(names, *words):
+        file = tmp_path / "out.json"
+        code, out, err = command(evaluation.main, *[tmp_path / "runs" / n for n in names],
+                                 "--json", file, *words)
+        rows = json.loads(file.read_text()) if file.exists() else {}
+        rows = {key: group["rows"] for key, group in rows.items()}
+        return code, out, err, rows
+    return call
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pissa", "dora", "rosa"])
+def test_quantised_runs_reload_and_merge(fit, command, tmp_path, adapter):
+    """QLoRA, QPiSSA, QDoRA, QRoSA: the task vector gives the run's own model, and merges."""
+    words = ["--adapter", adapter, "--quantize", "nf4", *SPECIAL.get(adapter, [])]
+    assert fit(*words)[0] == 0 and fit("--adapter", "lora", "--task", "count")[0] == 0
+    out = tmp_path / f"runs/{adapter}.nf4-digits-s0"
+    run = run_folder.load(out)
+    model, images = run_folder.rebuild(run, run_folder.base_encoder(run)), torch.rand(4, 1, 28, 28)
+    base, taus, apply, *_ = spaces.vectors([run], "weight")
+    merged = apply({k: base[k] + taus[0][k] for k in base})
+    torch.testing.assert_close(merged(images), model(images), atol=1e-4, rtol=0)
+    code, _, err = command(evaluation.main, out, tmp_path / "runs/lora-count-s0",
+                           "--merge", "average", "--limit", 20)
+    assert code == 0, err
+
+
+def test_ranks_and_kinds_merge_in_weight_space(trained, merge_runs):
+    third = ["--adapter", "lora", "--linearize", "layer", "--task", "count", "--rank", 3]
+    folders = [*trained("--adapter", "lora", "--rank", 2),
+               *trained("--adapter", "full", "--task", "letters"), *trained(*third)]
+    code, out, err, groups = merge_runs(folders, "--merge", "average,task_arithmetic,ties",
+                                        "--sweep", "lam=0:1:0.5", "--limit", 30)
+    assert code == 0, err
+    rows = groups["all"]
+    assert rows["task_arithmetic"]["chosen"]["lam"] in (0.0, 0.5, 1.0)
+    curve = [score for _, score in rows["task_arithmetic"]["val_curve"]]
+    best = int(rows["task_arithmetic"]["chosen"]["lam"] * 2)
+    assert len(curve) == 3 and max(curve) == curve[best]
+    assert rows["single"]["normalised"] == 1 and rows["base"]["share"] == 0
+    assert "| task_arithmetic |" in out
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS))
+def test_every_kind_merges_with_another_kind_and_rank(trained, command, adapter):
+    """The average in weight space is the base plus half of each run's own dense change."""
+    reading = ADAPTERS[adapter].linearize.replace("model", "layer")
+    out, = trained("--adapter", adapter, "--linearize", reading, *SPECIAL.get(adapter, []))
+    partner, = trained("--adapter", "lora", "--rank", 3, "--task", "count")
+    code, text, err = command(evaluation.main, out, partner, "--merge", "average", "--limit", 20)
+    assert code == 0 and "space weight" in text, err
+    group = [run_folder.load(out), run_folder.load(partner)]
+    base, taus, *_ = spaces.vectors(group, "weight")
+    deltas = [lora.deltas(run_folder.rebuild(run, run_folder.base_encoder(run))) for run in group]
+    for k, merged in merge.RULES["average"](base, taus).items():
+        change = sum(delta.get(k, torch.zeros(())) for delta in deltas) / 2
+        torch.testing.assert_close(merged - base[k], change, atol=1e-6, rtol=0)
+        assert adapter == "bitfit" or k.endswith("bias") or change.any()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "l_lora", "full"])
+def test_a_run_merged_with_itself_is_itself(trained, merge_runs, adapter):
+    """In weight space, and in adapter space for the whole-model reading."""
+    _, _, _, groups = merge_runs(trained("--adapter", adapter) * 2, "--merge", "average")
+    rows = groups["all"]
+    assert rows["average"]["scores"] == rows["single"]["scores"]
+
+
+def test_by_seed_reports_mean_and_spread(trained, merge_runs):
+    names = [folder for seed in (0, 1) for folder in
+             trained("--adapter", "l_lora", "--task", "digits,count", "--seed", seed)]
+    code, out, err, groups = merge_runs(names, "--merge", "average", "--by", "seed")
+    assert code == 0 and set(groups) == {"0", "1"} and " ± " in out, err
+    code, _, err, _ = merge_runs(names, "--merge", "average")
+    assert code == 2 and "start from different" in err
+
+
+def test_joint_training_is_one_run_on_every_task(trained, merge_runs):
+    """Two tasks take turns, for twice the steps, with a head each; it is a row beside the rules."""
+    joint, = trained("--adapter", "lora", "--task", "digits,count", "--joint")
+    run = run_folder.load(joint)
+    assert run_folder.tasks(run) == ["digits", "count"] and set(run["heads"]) == {"digits", "count"}
+    by_task = run["result"]["by_task"]
+    assert run["result"]["val"] == (by_task["digits"]["val"] + by_task["count"]["val"]) / 2
+    steps = list(csv.DictReader(open(run["folder"] / "log.csv")))
+    assert len(steps) == 12
+    names = [joint, *trained("--adapter", "lora", "--task", "digits,count")[::-1]]
+    code, out, err, groups = merge_runs(names, "--merge", "average")
+    assert code == 0 and "| joint " in out, err
+    assert groups["all"]["joint"]["scores"] == {t: s["test"] for t, s in by_task.items()}
+    alone, _, _, without = merge_runs(names[1:], "--merge", "average")
+    for key in ("scores", "absolute", "normalised", "share"):
+        assert without["all"]["average"][key] == groups["all"]["average"][key]
+
+
+@pytest.mark.parametrize("kind, adapter", [("image", "lora"), ("image", "l_lora"),
+                                           ("image", "dora"), ("text", "l_lora")])
+def test_bfloat16_trains_and_merges(trained, command, tiny_text, kind, adapter):
+    """Trained in bfloat16, heads fitted, merged and scored in float32."""
+    words = {"image": ["--task", "digits,count"],
+             "text": ["--task", "order,coref", "--model", tiny_text]}[kind]
+    folders = trained("--adapter", adapter, "--dtype", "bfloat16", "--lr", 0.02, *words)
+    assert all(v.dtype == torch.bfloat16 and v.isfinite().all()
+               for v in run_folder.load(folders[0])["trained"].values())
+    loaded = [run_folder.load(folder) for folder in folders]
+    space = spaces.vectors(loaded, spaces.default(loaded))
+    held = [*space.base.values(), *space.taus[0].values(),
+            *(v for head in loaded[0]["heads"].values() for v in head.values())]
+    assert {v.dtype for v in held} == {torch.float32}
+    code, out, err = command(evaluation.main, *folders, "--merge", "ties,fisher,fitted", "--limit",
+                             20, "--set", "steps=3")
+    assert code == 0 and "| fitted" in out, err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("adapter", ["lora", "l_lora", "adalora", "rosa"])
+def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
+    words = ["--task", "digits,count", *SPECIAL.get(adapter, [])]
+    assert fit("--adapter", adapter, "--device", "cuda", *words)[0] == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    code, out, err = command(evaluation.main, *folders, "--merge", "all", "--limit", 20,
+                             "--device", "cuda")
+    assert code == 0 and "| twin" in out, err
+
+
+# ---- bad input: exit code 2 and one line, before training ----------------------------------------
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--merge", "tie"], "unknown rule 'tie': did you mean 'ties'"),
+    (["--merge", "ties", "--set", "densty=0.2"],
+     "unknown key for these rules 'densty': did you mean 'density'"),
+    (["--merge", "ties", "--set", "density=2"], "density 2.0 is outside (0, 1]"),
+    (["--merge", "ties", "--sweep", "lm=0:1:.1"],
+     "unknown key for these rules 'lm': did you mean 'lam'"),
+    (["--merge", "ties", "--sweep", "lam=0:1"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "ties", "--sweep", "lam=0:1:0"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "analogy"], "analogy takes 3 runs and got 2"),
+    (["--merge", "tsv", "--space", "adapter"], "tsv merges in weight space only"),
+    (["--merge", "pem"], "pem merges in adapter space only"),
+    (["--merge", "task_arithmetic", "--set", "coefficients=[1,2,3]"],
+     "3 coefficients for 2 task vectors"),
+    (["--merge", "average", "--by", "sed"], "unknown --by 'sed': did you mean 'seed'"),
+])
+def test_bad_merge_input(trained, merge_runs, words, told):
+    code, _, err, _ = merge_runs(trained("--adapter", "lora") * 2, *words)
+    lines = [line for line in err.splitlines() if line.startswith("error")]
+    assert code == 2 and len(lines) == 1 and told in lines[0], err
+
+
+def test_one_run_and_an_untrained_run_are_refused(trained, merge_runs):
+    one, still = trained("--adapter", "lora"), trained("--adapter", "lora", "--task", "count",
+                                                       "--lr", 0)
+    for names, told in ((one, "give at least two run folders"),
+                        (one + still, "has a task vector of zeros")):
+        code, _, err, groups = merge_runs(names, "--merge", "average")
+        assert code == 2 and told in err and not groups
+
+
+def test_runs_that_do_not_belong_together(trained, merge_runs, tmp_path):
+    other = write_checkpoint(tmp_path / "other", seed=1)
+    first, linear = trained("--adapter", "lora"), trained("--adapter", "l_lora")
+    cases = [(["--model", other], [], "different base checkpoints"),
+             (["--targets", "q,v"], [], "adapt different layers (blocks.0.fc1"),
+             (["--adapter", "l_lora"], [], "linearized as a whole model"),
+             (["--rank", 3], ["--space", "adapter"], "different adapters or settings"),
+             (["--seed", 1], ["--space", "adapter"], "start from different blocks.0.q.A")]
+    for words, more, told in cases:
+        second = trained("--adapter", "lora", "--task", "count", *words)
+        code, _, err, _ = merge_runs(first + second, "--merge", "average", *more)
+        assert code == 2 and told in err, (words, err)
+    code, _, err, _ = merge_runs([*first, tmp_path / "nothing"], "--merge", "average")
+    assert code == 2 and "is no run folder" in err
+    code, _, err, _ = merge_runs(linear * 2, "--merge", "average", "--space", "weight")
+    assert code == 2 and "not an edit of the weights: merge it with --space adapter" in err
+
+
+def test_damaged_runs_are_refused(fit, merge_runs, tmp_path):
+    fit("--adapter", "lora")
+    folder = tmp_path / "runs/lora-digits-s0"
+    good = (folder / "adapter.pt").read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    def edit(change):
+        run = torch.load(folder / "adapter.pt", weights_only=True)
+        change(run)
+        torch.save(run, folder / "adapter.pt")
+
+    cases = [
+        (lambda: (folder / "adapter.pt").write_bytes(good[:2000]),
+         "not a complete file of tensors"),
+        (lambda: (folder / "adapter.pt").write_bytes(pickle.dumps(Evil())),
+         "not a complete file of tensors"),
+        (lambda: torch.save(torch.zeros(3), folder / "adapter.pt"), "was not written by train.py"),
+        (lambda: edit(lambda r: r["trained"].pop("blocks.0.q.A")),
+         "1 tensors are missing or unexpected: blocks.0.q.A"),
+        (lambda: edit(lambda r: r["trained"].update(x=torch.zeros(1))), "missing or unexpected: x"),
+        (lambda: edit(lambda r: r["setting"]["hp"].update(rank=3)), "has shape"),
+        (lambda: edit(lambda r: r["base"].update(sha256="0" * 64)),
+         "was trained on another checkpoint"),
+    ]
+    for damage, told in cases:
+        (folder / "adapter.pt").write_bytes(good)
+        damage()
+        code, _, err, _ = merge_runs(["lora-digits-s0"])
+        assert code == 2 and told in err, (told, err)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
+    fit("--adapter", "lora")
+    shutil.move(tmp_path / "runs/lora-digits-s0", tmp_path / "runs/lora-digits-s0.partial")
+    code, _, err, _ = merge_runs(["lora-digits-s0"])
+    assert code == 2 and "it was interrupted, continue it with train.py --resume" in err
+
+
+def test_grid_and_settings():
+    assert cli.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
+    assert cli.grid("density=0.1,0.5") == ("density", [0.1, 0.5])

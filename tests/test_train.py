@@ -1,0 +1,249 @@
+"""train.py from the outside: what a run leaves, interruption, one line for bad input."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+import train
+from encoders import safetensors
+from experiment import run_folder
+from files import write_idx
+from lora import ADAPTERS
+from support import QUICK, SPECIAL_WORDS as SPECIAL, write_checkpoint
+
+ROOT = Path(train.__file__).parent
+
+
+def tensors(folder):
+    """Everything trained in a run, flat."""
+    run = run_folder.load(folder)
+    heads = {f"{task}.{k}": v for task, head in run["heads"].items() for k, v in head.items()}
+    return {f"{part}.{k}": v for part in ("start", "trained", "buffers")
+            for k, v in run[part].items()} | heads
+
+
+def identical(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- what a run leaves ---------------------------------------------------------------------------
+
+
+# every adapter as it is; a linearization wraps all of them alike, so those that differ in what they
+# keep beside their parameters: nothing, B0 A0, shared factors, supports, schedules, a closed form
+WRAPPED = ["lora", "l_lora", "pissa", "dora", "vera", "adalora", "rosa", "lora_dash", "spectral_r",
+           "bitfit"]
+CASES = [(a, "off") for a in sorted(ADAPTERS)] + [(a, r) for a in WRAPPED
+                                                  for r in ("layer", "model")]
+
+
+@pytest.mark.parametrize("adapter, reading", CASES)
+def test_train_save_reload_gives_the_same_logits(fit, tmp_path, monkeypatch, adapter, reading):
+    if reading not in ADAPTERS[adapter].lr:
+        code, _, err = fit("--adapter", adapter, "--linearize", reading)
+        assert code == 2 and "is a linearization" in err
+        return
+    kept = {}
+    save = run_folder.save_run
+    monkeypatch.setattr(run_folder, "save_run",
+                        lambda out, setting, model, *rest: (kept.update(out=out, model=model),
+                                                            save(out, setting, model, *rest)))
+    code, out, err = fit("--adapter", adapter, "--linearize", reading, *SPECIAL.get(adapter, []))
+    assert code == 0, err
+    x = torch.rand(3, 1, 28, 28)
+    run = run_folder.load(kept["out"])
+    rebuilt = run_folder.rebuild(run, run_folder.base_encoder(run))
+    assert torch.equal(rebuilt(x), kept["model"](x))
+    assert {p.name for p in kept["out"].iterdir()} == {"adapter.pt", "config.json",
+                                                       "log.csv", "result.json"}
+    rows = list(csv.DictReader(open(kept["out"] / "log.csv")))
+    assert [int(r["step"]) for r in rows] == list(range(1, 7))
+    assert f"linearize {reading}" in out and "adapted 12 layers" in out
+    assert "next: python eval.py" in out
+
+
+def test_same_seed_same_bits_other_seed_other_bits(fit, tmp_path):
+    for words in (["--seed", 0], ["--seed", 0, "--overwrite"], ["--seed", 1]):
+        assert fit("--adapter", "lora", *words)[0] == 0
+        if words == ["--seed", 0]:
+            first = tensors(tmp_path / "runs/lora-digits-s0")
+    assert identical(first, tensors(tmp_path / "runs/lora-digits-s0"))
+    other = tensors(tmp_path / "runs/lora-digits-s1")
+    assert not torch.equal(first["trained.blocks.0.q.B"], other["trained.blocks.0.q.B"])
+    assert not torch.equal(first["start.blocks.0.q.A"], other["start.blocks.0.q.A"])
+
+
+def test_killed_and_resumed_is_the_same_as_never_killed(command, tiny, tmp_path, monkeypatch):
+    """SIGKILL in mid-training, then --resume: the same bits; before that, no run folder exists."""
+    monkeypatch.chdir(tmp_path)
+    words = lambda out, *more: ["--adapter", "l_lora", "--model", tiny, "--out", out, "--steps",
+                                150, "--limit", 40, "--batch", 8, *more]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, words("cut"))],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not (tmp_path / "cut.partial/resume.pt").exists() and time.time() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (tmp_path / "cut").exists()
+    code, _, err = command(train.main, *words("cut"))
+    assert code == 2 and "is an interrupted run: --resume continues it" in err
+    code, _, err = command(train.main, *words("cut", "--resume", "--lr", 0.5))
+    assert code == 2 and "cannot be resumed with other settings" in err
+    assert command(train.main, *words("cut", "--resume"))[0] == 0
+    assert command(train.main, *words("whole"))[0] == 0
+    assert identical(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
+    assert (tmp_path / "whole/log.csv").read_text() == (tmp_path / "cut/log.csv").read_text()
+    assert not (tmp_path / "cut.partial").exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    run_folder.save_tensors({"a": torch.ones(2)}, path)
+    monkeypatch.setattr(torch, "save", lambda value, file: (Path(file).write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        run_folder.save_tensors({"a": torch.zeros(2)}, path)
+    monkeypatch.undo()
+    assert torch.equal(run_folder.load_tensors(path)["a"], torch.ones(2))
+
+
+def test_schedule_and_batches():
+    """Ten steps: one of warm-up, then half a cosine. Batches: each epoch permutes the rows."""
+    rates = [train.schedule(s, 10) for s in range(10)]
+    assert rates[:2] == [1, 1] and rates == sorted(rates, reverse=True)
+    assert abs(rates[4] - 0.75) < 1e-12 and abs(rates[7] - 0.25) < 1e-12     # cos 60, cos 120
+    assert [train.schedule(s, 40) for s in range(4)] == [0.25, 0.5, 0.75, 1]
+    epoch = torch.cat([train.batch_rows(12, 4, s, 7) for s in range(3)])
+    assert sorted(epoch.tolist()) == list(range(12))
+    assert not torch.equal(epoch[:4], train.batch_rows(12, 4, 3, 7))
+    assert not torch.equal(epoch[:4], train.batch_rows(12, 4, 0, 8))
+
+
+def test_list_commands(command):
+    code, out, _ = command(train.main, "--list")
+    assert code == 0 and all(name in out for name in ADAPTERS) and "2310.04742" in out
+    code, out, _ = command(evaluation.main, "--list")
+    assert code == 0 and "keys: density=0.2, agg=mean, lam=1.0" in out and "2306.01708" in out
+
+
+# ---- bad input: exit code 2 and one line, before training ----------------------------------------
+
+
+@pytest.mark.parametrize("words, told", [
+    (["--adapter", "l_lra"], "unknown adapter 'l_lra': did you mean 'l_lora'"),
+    (["--task", "digit"], "unknown task 'digit': did you mean 'digits'"),
+    (["--task", "mnist5k"], "or any name with --data FOLDER"),
+    (["--model", "vti"], "unknown model 'vti': did you mean 'vit'"),
+    (["--targets", "q,v_porj"], "unknown target 'v_porj'"),
+    (["--adapter", "lora", "--rank", 0], "rank 0 does not fit"),
+    (["--adapter", "lora", "--rank", 17],
+     "rank 17 does not fit a layer of 16 inputs and 16 outputs"),
+    (["--adapter", "lora", "--set", "rnk=3"], "unknown key for lora 'rnk': did you mean 'rank'"),
+    (["--adapter", "lora", "--set", "rank=x"], "rank takes a int such as rank=8"),
+    (["--adapter", "full", "--rank", 4], "the adapter full has no rank"),
+    (["--adapter", "l_lora", "--linearize", "off"], "l_lora is a linearization"),
+    (["--steps", 0], "--steps 0: give a positive number"),
+    (["--device", "tpu9"], "--device tpu9 is not available here"),
+    (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
+    (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),
+    (["--size", 30], "image size 30 is no multiple of the patch size 7"),
+    (["--data", "nowhere", "--task", "mine"], "--data nowhere is no folder"),
+    (["--head", "probe", "--limit", 1], "a linear probe needs at least 2 training examples"),
+])
+def test_bad_training_input(fit, tmp_path, words, told):
+    code, _, err = fit(*words)
+    assert code == 2 and told in err and err.count("\n") == 1, err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_existing_folder_is_kept(fit, tmp_path):
+    fit("--adapter", "lora")
+    before = tensors(tmp_path / "runs/lora-digits-s0")
+    code, _, err = fit("--adapter", "lora", "--lr", 0.5)
+    assert code == 2 and "exists: --overwrite replaces it" in err
+    assert identical(before, tensors(tmp_path / "runs/lora-digits-s0"))
+    code, out, _ = fit("--adapter", "lora", "--resume")
+    assert code == 0 and "is finished: skipped" in out and "base val" not in out
+
+
+def test_nan_stops_with_step_and_learning_rate(fit, tmp_path):
+    code, _, err = fit("--adapter", "full", "--lr", 1e20)
+    assert code == 2 and "the loss became nan at step" in err and "with learning rate" in err
+    assert not (tmp_path / "runs/full-digits-s0").exists()
+
+
+def test_bad_checkpoint_stops_training(command, tmp_path):
+    folder = write_checkpoint(tmp_path / "m")
+    good = (folder / "model.safetensors").read_bytes()
+    changes = {"truncated": lambda t: None, "lacks": lambda t: t.pop("norm.bias"),
+               "unexpected": lambda t: t.update(more=torch.zeros(2)),
+               "shape": lambda t: t.update({"norm.bias": torch.zeros(3)})}
+    told = {"truncated": "no complete safetensors file", "lacks": "lacks 1 tensors: norm.bias",
+            "unexpected": "has unexpected 1 tensors: more", "shape": "norm.bias has shape (3,)"}
+    for kind, change in changes.items():
+        (folder / "model.safetensors").write_bytes(good)
+        content = safetensors.read(folder / "model.safetensors")
+        change(content)
+        safetensors.write(content, folder / "model.safetensors")
+        if kind == "truncated":
+            (folder / "model.safetensors").write_bytes(good[:-1])
+        code, _, err = command(train.main, "--model", folder, "--out", tmp_path / "r", *QUICK)
+        assert code == 2 and told[kind] in err and err.count("\n") == 1, (kind, err)
+
+
+def test_idx_task_trains_and_damaged_ones_stop(fit, tmp_path):
+    assert fit("--task", "mine", "--data", write_idx(tmp_path / "good"))[0] == 0
+    bad = write_idx(tmp_path / "bad", train_labels=b"\0\0\x08\x03")
+    code, _, err = fit("--task", "bad", "--data", bad)
+    assert code == 2 and "starts with 00000803" in err and err.count("\n") == 1
+
+
+# ---- real images ---------------------------------------------------------------------------------
+
+
+def test_real_tasks_train_and_merge(command, real, tmp_path):
+    for task in ("fashion_mnist", "mnist5k"):
+        code, _, err = command(train.main, "--adapter", "l_lora", "--task", task,
+                               "--data", real / task, "--steps", 40, "--limit", 500,
+                               "--out", tmp_path / task)
+        assert code == 0, err
+        result = json.loads((tmp_path / task / "result.json").read_text())
+        assert result["test"] > 0.35 and result["val"] > result["base_val"]
+    code, out, err = command(evaluation.main, tmp_path / "fashion_mnist", tmp_path / "mnist5k",
+                             "--merge", "average", "--limit", 200)
+    assert code == 0 and "| average" in out, err
+
+
+def test_pretrained_dinov2_beats_random_weights(command, real, tmp_path):
+    accuracy = {}
+    for words in ([], ["--random-weights"]):
+        out = tmp_path / f"run{len(words)}"
+        code, _, err = command(train.main, "--adapter", "lora",
+                               "--model", real / "vit-small-dinov2", "--size", 56,
+                               "--task", "mnist5k", "--data", real / "mnist5k", "--steps", 10,
+                               "--lr", 1e-3, "--batch", 16, "--limit", 200, "--out", out, *words)
+        assert code == 0, err
+        accuracy[len(words)] = json.loads((out / "result.json").read_text())["test"]
+    assert accuracy[0] > accuracy[1] + 0.1
+
+
+def test_real_texts_train_and_merge(command, real, tmp_path):
+    """A published BERT on two real text sets, a dozen steps: better than it was, and merged."""
+    for task in ("r8", "newsgroups"):
+        code, _, err = command(train.main, "--adapter", "lora", "--targets", "q,v",
+                               "--model", real / "bert-minilm-l6", "--size", 24, "--task", task,
+                               "--data", real / task, "--steps", 12, "--lr", 2e-3, "--batch", 16,
+                               "--limit", 200, "--head", "prototypes", "--out", tmp_path / task)
+        assert code == 0, err
+        result = json.loads((tmp_path / task / "result.json").read_text())
+        assert result["val"] > result["base_val"] and result["test"] > 0.3
+    code, out, err = command(evaluation.main, tmp_path / "r8", tmp_path / "newsgroups",
+                             "--merge", "average")
+    assert code == 0 and "| average" in out, err
