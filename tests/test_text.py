@@ -16,7 +16,7 @@ from experiment import run_folder, spaces
 from experiment.scoring import RULES, obstacle
 from linearize import encoder_of
 from rules import fisher
-from rules.pleas import permute_stream
+from rules.matching import permute_stream
 from support import adapted, every_adapter, sums_and_differences, text_encoder
 from tasks import written
 
