@@ -3,14 +3,11 @@
     tau_t = theta_t - theta_0                      the task vector of task t = 1 .. T
     rule(base, taus, *, ...) -> merged             base is theta_0, taus a list of T task vectors
 
-Shapes   base, every tau and merged are dicts name -> tensor with the same keys and shapes
+Shapes   base, every tau and merged are dicts name -> tensor with the same keys and shapes. They
+         hold dense weights or the adapters' own parameters: experiment/spaces.py says which.
 
 Here stand the contract, averaging (2203.05482), task arithmetic (2212.04089) and TIES (2306.01708).
 Every other paper is one file of rules/; `import rules` registers them all.
-
-The dicts hold whatever the caller wants to merge (experiment/spaces.py):
-    weight    W0 and the dense delta of every layer: any adapters and ranks merge with each other
-    adapter   the adapters' own parameters: averaging A and B apart makes cross terms B_i A_j
 """
 
 import functools
@@ -45,22 +42,18 @@ def rule(*, count=None, space=None, experts=False, streams=False):
     experts  the rule returns Experts
     streams  the rule is a weighted sum and walks through taus once, so a generator will do
 
-    Inputs are never changed. A keyword `lam` scales the whole merged task vector:
-    merged(lam) = base + lam (merged(1) - base). Keywords without a default need data, see `needs`.
-    A NaN survives a sum and shows in the result. A comparison drops it in silence, so all other
-    rules look for it before they start.
+    Inputs are never changed. `lam` scales the whole merged task vector: merged(lam) = base + lam
+    (merged(1) - base). A NaN survives a sum and shows in the result; a comparison drops it in
+    silence, so all other rules look for it before they start.
     """
     def register(function):
         @functools.wraps(function)
         def checked(base, taus, **keywords):
-            vectors = fitted(base, taus)
+            vectors = fitted(base, taus, finite=not streams)
             if not streams or isinstance(taus, list):
                 vectors = list(vectors)
             if count is not None and len(vectors) != count:
                 raise BadInput(f"{checked.__name__} takes {count} task vectors, not {len(vectors)}")
-            if not streams:
-                for t, tau in enumerate(vectors):
-                    check_finite(tau, f"task vector {t}")
             merged = function(widen(base), vectors, **keywords)
             if experts:
                 return merged._replace(models=[narrow(model, base) for model in merged.models])
@@ -72,8 +65,8 @@ def rule(*, count=None, space=None, experts=False, streams=False):
     return register
 
 
-def fitted(base: Tensors, taus):
-    """The task vectors one by one, with the keys, shapes and at least the precision of the base."""
+def fitted(base: Tensors, taus, finite):
+    """The task vectors one by one, checked, with at least the precision of the base."""
     t = 0
     for tau in taus:
         differ = [k for k in sorted(base.keys() | tau.keys())
@@ -81,6 +74,8 @@ def fitted(base: Tensors, taus):
         if differ:
             raise BadInput(f"task vector {t} and the base differ in {len(differ)} keys or shapes: "
                            f"{', '.join(differ[:5])}")
+        if finite:
+            check_finite(tau, f"task vector {t}")
         yield {k: tau[k].to(torch.promote_types(v.dtype, torch.float32)) for k, v in base.items()}
         t += 1
     if t == 0:
