@@ -63,7 +63,7 @@ def fit(command, tiny, tmp_path):
 
 @pytest.fixture(scope="session")
 def trained(tiny, tmp_path_factory):
-    """trained("--adapter", "lora", ...) -> [run folders], made once, as by `fit`: only read them."""
+    """trained("--adapter", "lora", ...) -> [run folders], made as by `fit` and once: only read."""
     made = {}
 
     def call(*words):

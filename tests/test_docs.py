@@ -1,0 +1,58 @@
+"""What the pages say: their Python runs and prints what they show, and no link leads nowhere."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^]]*\]\(([^)\s]+)[^)]*\)|(?:href|src)=\"([^\"]+)\"")
+
+
+def blocks(page):
+    """[(language, code)] of a page's fenced blocks."""
+    return FENCE.findall(page.read_text())
+
+
+def anchors(page):
+    """The anchors that GitHub gives the headings of a page, and those that it sets itself."""
+    text, found = FENCE.sub("", page.read_text()), []
+    for heading in re.findall(r"^#{1,6} +(.+?)[ #]*$", text, re.MULTILINE):
+        heading = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", heading)               # a link's text
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        again = found.count(slug)
+        found.append(slug if not again else f"{slug}-{again}")
+    return {*found, *re.findall(r"(?:id|name)=\"([^\"]+)\"", text)}
+
+
+@every_page
+def test_python_prints_what_the_page_shows(page, tmp_path, monkeypatch):
+    """The blocks of a page share their names; ```text after one is what it prints."""
+    for entry in ROOT.iterdir():                        # as from the root, but writing elsewhere
+        if entry.name not in ("runs", ".git"):
+            os.symlink(entry, tmp_path / entry.name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["python"])
+    names, parts = {"__name__": "__main__"}, blocks(page)
+    for (language, code), (after, shown) in zip(parts, [*parts[1:], ("", "")]):
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(code, page.name, "exec"), names)
+            assert after != "text" or out.getvalue().strip() == shown.strip()
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for link in filter(None, sum(LINK.findall(FENCE.sub("", page.read_text())), ())):
+        if not re.match(r"\w+:", link):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
