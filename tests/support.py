@@ -12,6 +12,7 @@ import lora
 from encoders import safetensors
 from encoders.bert import BERT
 from encoders.heads import HEADS
+from errors import BadInput
 from exchange import peft_folder
 from experiment import run_folder
 from linearize import adapt, encoder_of, set_start, snapshot
@@ -26,6 +27,12 @@ TINY_TEXT = {"vocab": len(WORDS), "positions": 64, "types": 2, "width": 16, "dep
 QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
 SPECIAL_WORDS = {"lora_dash": ["--set", "launch=2"],           # flags that fit six steps
                  "rosa": ["--set", "warmup=3", "--set", "collect=2"]}
+
+
+def refuses(told, function, *arguments, **keywords):
+    """The call raises BadInput with a line that matches `told`."""
+    with pytest.raises(BadInput, match=told):
+        function(*arguments, **keywords)
 
 
 # ---- tiny encoders -------------------------------------------------------------------------------

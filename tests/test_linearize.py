@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import lora
-from errors import BadInput
 from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encoder_of, snapshot,
                        taylor, undecayed)
 from lora import ADAPTERS, NotMergeable
 from support import (SHAPES, adapted, displacement, every_adapter, inputs, make, moved, perturb,
-                     placed, small, sums_and_differences)
+                     placed, refuses, small, sums_and_differences)
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
@@ -179,8 +178,7 @@ def test_a_dense_change_of_a_model_linearized_as_a_whole_is_refused(encoder):
 
 def test_a_second_adapter_on_one_model_is_refused(encoder):
     adapt(encoder, "lora")
-    with pytest.raises(BadInput, match="has adapters already"):
-        adapt(encoder, "dora")
+    refuses("has adapters already", adapt, encoder, "dora")
 
 
 def test_copies_of_a_linearized_model_are_apart(encoder):

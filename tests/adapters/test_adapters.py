@@ -7,9 +7,9 @@ from torch import nn
 from torch.func import functional_call
 
 import lora
-from errors import BadInput
 from lora import ADAPTERS
-from support import SHAPES, every_adapter, every_shape, inputs, make, moved, perturb, train_steps
+from support import (SHAPES, every_adapter, every_shape, inputs, make, moved, perturb, refuses,
+                     train_steps)
 
 
 @every_adapter
@@ -141,8 +141,7 @@ def test_inject_all_is_every_linear(encoder):
 
 def test_target_must_be_a_whole_name(encoder):
     """`ut` is the end of `out` as text, but not as a name."""
-    with pytest.raises(BadInput, match="unknown target 'ut': did you mean 'out'"):
-        lora.inject(encoder, "lora", "ut")
+    refuses("unknown target 'ut': did you mean 'out'", lora.inject, encoder, "lora", "ut")
 
 
 @pytest.mark.parametrize("arguments, told", [
@@ -154,8 +153,7 @@ def test_target_must_be_a_whole_name(encoder):
     (dict(name="full", rank=4), "unknown key for adapter full 'rank'"),
 ])
 def test_inject_rejects(encoder, arguments, told):
-    with pytest.raises(BadInput, match=told):
-        lora.inject(encoder, **arguments)
+    refuses(told, lora.inject, encoder, **arguments)
 
 
 def test_the_same_seed_gives_the_same_start(encoder):

@@ -9,8 +9,8 @@ import torch
 import encoders
 import reference
 from encoders.bert import BERT
-from errors import BadInput
 from files import WORDS, published_bert
+from support import refuses
 
 TEXTS = ["a b c", ("d e", "f g h i"), "a", ("", "b")]
 
@@ -60,20 +60,14 @@ def test_what_an_input_may_be(tmp_path):
     assert model.encode(["a b c d e f g"], 5).shape == (1, 5)
     assert encoders.place(model.encode(["a"]), torch.zeros(1).double()).dtype == torch.int64
     assert encoders.place(torch.zeros(1), torch.zeros(1).double()).dtype == torch.float64
-    with pytest.raises(BadInput, match="texts of 17 tokens: this model takes 16"):
-        model(torch.ones(1, 17, dtype=torch.int64))
-    with pytest.raises(BadInput, match="size 17: this text model takes 4 to 16 tokens"):
-        encoders.load(folder, size=17)
-    with pytest.raises(BadInput, match="a width of 12 cannot be shared by 5 heads"):
-        BERT(width=12, heads=5)
-    with pytest.raises(BadInput, match="made without a vocabulary"):
-        BERT().encode(["a"])
+    refuses("texts of 17 tokens: this model takes 16", model, torch.ones(1, 17, dtype=torch.int64))
+    refuses("size 17: this text model takes 4 to 16 tokens", encoders.load, folder, size=17)
+    refuses("a width of 12 cannot be shared by 5 heads", BERT, width=12, heads=5)
+    refuses("made without a vocabulary", BERT().encode, ["a"])
     (folder / "vocab.txt").write_text("\n".join([*WORDS, "k"]))
-    with pytest.raises(BadInput, match="vocab.txt has 16 entries, the model 15"):
-        encoders.load(folder)
+    refuses("vocab.txt has 16 entries, the model 15", encoders.load, folder)
     (folder / "vocab.txt").unlink()
-    with pytest.raises(BadInput, match="a text model needs the vocab.txt"):
-        encoders.load(folder)
+    refuses("a text model needs the vocab.txt", encoders.load, folder)
 
 
 @pytest.mark.parametrize("config, told", [
@@ -87,5 +81,4 @@ def test_configurations_that_cannot_be_used(tmp_path, config, told):
     given = json.loads((folder / "config.json").read_text())
     given = config if config["model_type"] == "bert_encoder" else given | config
     (folder / "config.json").write_text(json.dumps(given))
-    with pytest.raises(BadInput, match=told):
-        encoders.load(folder)
+    refuses(told, encoders.load, folder)

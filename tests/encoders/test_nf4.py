@@ -7,9 +7,8 @@ from torch import nn
 
 import lora
 from encoders.nf4 import QuantLinear, nearest_level, nf4_levels
-from errors import BadInput
 from lora import ADAPTERS
-from support import every_adapter, perturb, small, train_steps
+from support import every_adapter, perturb, refuses, small, train_steps
 
 PUBLISHED = [-1, -.6961928, -.5250730, -.3949174, -.2844413, -.1847734, -.0910500, 0, .0795803,
              .1609301, .2461123, .3379151, .4407097, .5626169, .7229566, 1]
@@ -66,8 +65,7 @@ def test_bits_per_weight():
 
 
 def test_quantising_twice_is_refused():
-    with pytest.raises(BadInput, match="quantised already"):
-        QuantLinear(QuantLinear(linear(8, 4)))
+    refuses("quantised already", QuantLinear, QuantLinear(linear(8, 4)))
 
 
 def quantised(name, **hp):

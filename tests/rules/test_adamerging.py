@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from errors import BadInput
 from merge import RULES
 from rules.adamerging import entropy, without_conflict
 from rules.coefficients import coefficient_gradient, combine, group_index, weight_gradient
-from support import coefficients, same, small_network, t
+from support import coefficients, refuses, same, small_network, t
 
 f64 = torch.float64
 ADA = ["adamerging_task", "adamerging_layer", "adamerging_task_pp", "adamerging_layer_pp"]
@@ -33,8 +32,7 @@ def test_groups():
     assert group_index(base, "block") == {"blocks.0.b": 0, "blocks.0.q": 0, "blocks.1.v": 1,
                                           "norm": 2, "unused": 3}
     assert sorted(group_index(base, "tensor").values()) == [0, 1, 2, 3, 4]
-    with pytest.raises(BadInput, match="unknown groups 'blok': did you mean 'block'"):
-        group_index(base, "blok")
+    refuses("unknown groups 'blok': did you mean 'block'", group_index, base, "blok")
 
 
 def test_combine_by_hand():
@@ -171,8 +169,7 @@ def test_entries_without_conflict_by_hand():
     # what is trimmed has no vote: 3 - 2 > 0, but 3 goes first and -2 stays
     after = without_conflict([{"w": t(3.0, -4)}, {"w": t(-2.0, 1)}], 0.5)
     assert [p["w"].tolist() for p in after] == [[0, -4], [-2, 0]]
-    with pytest.raises(BadInput, match="density 0 is outside"):
-        without_conflict(taus, 0)
+    refuses("density 0 is outside", without_conflict, taus, 0)
 
 
 @pytest.mark.parametrize("plain, plus", [ADA[::2], ADA[1::2]])

@@ -9,7 +9,7 @@ from merge import RULES
 from rules import lorahub
 from rules.coefficients import combine, group_index
 from rules.lorahub import cma_es
-from support import coefficients, one_weight, same, small_network, t
+from support import coefficients, one_weight, refuses, same, small_network, t
 
 f64 = torch.float64
 
@@ -49,8 +49,7 @@ def test_cma_es_keeps_to_the_box_and_the_budget():
         assert torch.stack(seen).max() <= 0.5
         assert value == min(v.square().sum() + 3 * v.sum() for v in seen) and x.dtype == f64
     torch.testing.assert_close(x, t(-1.0, -1, -1), atol=1e-3, rtol=0)
-    with pytest.raises(BadInput, match="budget 0"):
-        cma_es(loss, 3, budget=0, low=-1, high=1)
+    refuses("budget 0", cma_es, loss, 3, budget=0, low=-1, high=1)
 
 
 def test_cma_es_is_seeded_and_takes_its_start_from_the_best_candidate():
@@ -125,8 +124,7 @@ def test_data_that_does_not_fit_is_named(change, told):
     base, taus, functions, _, labelled = small_network(2)
     data = dict(functions=functions, labelled=labelled) | change
     for name in ("fitted", "lorahub"):
-        with pytest.raises(BadInput, match=told):
-            RULES[name](base, taus, **data)
+        refuses(told, RULES[name], base, taus, **data)
 
 
 def test_no_batch_is_named():

@@ -8,7 +8,8 @@ from torch.func import functional_call
 
 from errors import BadInput
 from rules import matching
-from support import HEAD_ORDER, UNIT_ORDER, activations_of, draw, generator, images, weights_of
+from support import (HEAD_ORDER, UNIT_ORDER, activations_of, draw, generator, images, refuses,
+                     weights_of)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
@@ -38,8 +39,7 @@ def test_ties_go_to_the_identity():
 
 @pytest.mark.parametrize("similarity", [torch.ones(2, 3), torch.full((2, 2), float("nan"))])
 def test_assignment_rejects(similarity):
-    with pytest.raises(BadInput, match="give a square, finite matrix"):
-        matching.assignment(similarity)
+    refuses("give a square, finite matrix", matching.assignment, similarity)
 
 
 def test_permuting_units_and_heads_keeps_the_function(encoder):

@@ -6,7 +6,7 @@ import torch
 from errors import BadInput
 from merge import RULES
 from rules.pem import pem_negate
-from support import same, t
+from support import refuses, same, t
 
 START = {"q.A": torch.tensor([[1.0, 2]]), "q.B": torch.tensor([[0.0], [0]])}
 
@@ -53,8 +53,7 @@ def test_pem_adds_and_scales():
     ([TAU], [1, -1], "2 signs for 1 task vectors"), ([TAU], [0.5], "must be .1 or -1"),
     ([TAU], [0], "must be .1 or -1")])
 def test_pem_rejects(taus, signs, told):
-    with pytest.raises(BadInput, match=told):
-        pem(START, taus, signs=signs)
+    refuses(told, pem, START, taus, signs=signs)
 
 
 def test_pem_needs_a_factor_to_flip():

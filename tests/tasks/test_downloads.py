@@ -12,6 +12,7 @@ import torch
 from encoders import published
 from errors import BadInput
 from tasks import downloads
+from support import refuses
 
 CONTENT = bytes(range(256)) * 3000                                # three chunks
 
@@ -73,8 +74,7 @@ def test_a_wrong_checksum_leaves_nothing(source, target, kind):
 
 def test_a_connection_that_ends_early_leaves_nothing(monkeypatch, target):
     serve(monkeypatch, lambda url: Answer(CONTENT[:-1], len(CONTENT)))
-    with pytest.raises(BadInput, match="cut short after 767999 of 768000 bytes"):
-        downloads.fetch("https://x/y", target)
+    refuses("cut short after 767999 of 768000 bytes", downloads.fetch, "https://x/y", target)
     assert not list(target.parent.iterdir())
     serve(monkeypatch, lambda url: Answer(CONTENT, None))        # a server need not say how long
     assert downloads.fetch("https://x/y", target).read_bytes() == CONTENT
@@ -100,8 +100,7 @@ def test_an_interrupted_download_leaves_nothing(monkeypatch, target, error, rais
 def test_other_errors_name_the_address_and_the_folder(monkeypatch, source, target):
     with pytest.raises(BadInput, match="source.bin.x cannot be fetched .*: go online, or fetch it"):
         downloads.fetch(source.as_uri() + ".x", target)
-    with pytest.raises(BadInput, match="unknown url type"):
-        downloads.fetch("no address", target)
+    refuses("unknown url type", downloads.fetch, "no address", target)
     serve(monkeypatch, missing)
     with pytest.raises(downloads.NotThere, match=r"https://x/y .*\(404 Not Found\)"):
         downloads.fetch("https://x/y", target)
@@ -138,6 +137,5 @@ def test_a_checkpoint_that_cannot_be_fetched_is_one_line(monkeypatch, tmp_path):
         published.checkpoint("minilm-l6")
     assert "\n" not in str(told.value)
     serve(monkeypatch, lambda url: Answer(b"not the weights", None))
-    with pytest.raises(BadInput, match="has sha256 .* not 53aa51172d142c89"):
-        published.checkpoint("minilm-l6")
+    refuses("has sha256 .* not 53aa51172d142c89", published.checkpoint, "minilm-l6")
     assert not list(tmp_path.rglob("model.safetensors*"))
