@@ -24,6 +24,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS)]
 TINY_TEXT = {"vocab": len(WORDS), "positions": 64, "types": 2, "width": 16, "depth": 2, "heads": 2,
              "hidden": 24}
+close = torch.testing.assert_close
 QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
 SPECIAL_WORDS = {"lora_dash": ["--set", "launch=2"],           # flags that fit six steps
                  "rosa": ["--set", "warmup=3", "--set", "collect=2"]}

@@ -10,8 +10,8 @@ import lora
 from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encoder_of, snapshot,
                        taylor, undecayed)
 from lora import ADAPTERS, NotMergeable
-from support import (SHAPES, adapted, displacement, every_adapter, inputs, make, moved, perturb,
-                     placed, refuses, small, sums_and_differences)
+from support import (SHAPES, adapted, close, displacement, every_adapter, inputs, make, moved,
+                     perturb, placed, refuses, small, sums_and_differences)
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
@@ -24,7 +24,7 @@ def images():
 def test_superposition_holds_for_the_whole_model(encoder, name):
     together, apart = sums_and_differences(adapted(encoder, name, "model"), images())
     assert together.abs().max() > 1e-3
-    torch.testing.assert_close(together, apart, atol=1e-10, rtol=0)
+    close(together, apart, atol=1e-10, rtol=0)
 
 
 @every_adapter
@@ -47,9 +47,9 @@ def test_value_and_first_derivative_at_the_expansion_point(encoder, name, readin
     with torch.no_grad():
         f0 = placed(plain, start)(x)
         slope = (placed(plain, start, step(h))(x) - placed(plain, start, step(-h))(x)) / (2 * h)
-        torch.testing.assert_close(placed(linear, rename(start))(x), f0, atol=1e-12, rtol=0)
+        close(placed(linear, rename(start))(x), f0, atol=1e-12, rtol=0)
         at_h = placed(linear, rename(start), rename(step(1e-6)))(x)
-    torch.testing.assert_close((at_h - f0) / 1e-6, slope, atol=2e-4, rtol=1e-3)
+    close((at_h - f0) / 1e-6, slope, atol=2e-4, rtol=1e-3)
 
 
 def lora_pair(shape=(7, 5, True)):
@@ -70,8 +70,8 @@ def test_closed_form_is_the_jvp_of_the_lora_layer(shape):
     closed, generic = lora_pair(shape)
     x, _ = inputs(closed)
     assert torch.equal(closed.A, generic.inner.A) and closed.B0.abs().min() > 0
-    torch.testing.assert_close(closed(x), generic(x), atol=1e-12, rtol=0)
-    torch.testing.assert_close(closed.delta_weight(), generic.delta_weight(), atol=1e-12, rtol=0)
+    close(closed(x), generic(x), atol=1e-12, rtol=0)
+    close(closed.delta_weight(), generic.delta_weight(), atol=1e-12, rtol=0)
 
 
 def test_closed_form_has_the_gradient_of_the_jvp():
@@ -79,8 +79,8 @@ def test_closed_form_has_the_gradient_of_the_jvp():
     x, target = inputs(closed)
     for layer in (closed, generic):
         F.mse_loss(layer(x), target).backward()
-    torch.testing.assert_close(closed.A.grad, generic.inner.A.grad, atol=1e-12, rtol=0)
-    torch.testing.assert_close(closed.B.grad, generic.inner.B.grad, atol=1e-12, rtol=0)
+    close(closed.A.grad, generic.inner.A.grad, atol=1e-12, rtol=0)
+    close(closed.B.grad, generic.inner.B.grad, atol=1e-12, rtol=0)
     assert closed.A.grad.abs().max() > 1e-3                  # with B0 != 0 A is alive
 
 
@@ -92,7 +92,7 @@ def test_layer_taylor_forward_is_its_dense_edit(name):
     change = layer.delta_bias()
     bias = layer.base.bias if change is None else layer.base.bias + change
     dense = F.linear(x, layer.base.weight + layer.delta_weight(), bias)
-    torch.testing.assert_close(layer(x), dense, atol=1e-12, rtol=0)
+    close(layer(x), dense, atol=1e-12, rtol=0)
 
 
 @readings
@@ -132,7 +132,7 @@ def test_both_readings_agree_for_a_single_layer():
     model = LinearizedModel(torch.nn.Sequential(plain))
     perturb(closed, seed=2), perturb(model, seed=2)
     x, _ = inputs(closed)
-    torch.testing.assert_close(closed(x), model(x), atol=1e-12, rtol=0)
+    close(closed(x), model(x), atol=1e-12, rtol=0)
 
 
 def test_expanding_lora_or_its_expansion_gives_the_same_model(encoder):
@@ -142,7 +142,7 @@ def test_expanding_lora_or_its_expansion_gives_the_same_model(encoder):
         lora.inject(inner, name, generator=torch.Generator().manual_seed(0), **small(name))
         outputs.append(perturb(LinearizedModel(inner), 0.1)(x))
     a, b = outputs
-    torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+    close(a, b, atol=1e-10, rtol=0)
 
 
 def test_taylor_of_a_polynomial():
@@ -190,4 +190,4 @@ def test_copies_of_a_linearized_model_are_apart(encoder):
     assert torch.equal(model(x), before) and not torch.allclose(other(x), before)
     definition = LinearizedModel(other.model)
     definition.p0 = other.p0
-    torch.testing.assert_close(other(x), definition(x))
+    close(other(x), definition(x))

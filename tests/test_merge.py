@@ -11,12 +11,10 @@ from errors import BadInput
 from merge import RULES
 from rules.arithmetic import dequantize_rows, quantize_rows
 from rules.tall import masks
-from support import refuses
+from support import refuses, same
 
-EXPERTS = sorted(name for name in RULES if RULES[name].experts)
+EXPERTS = {"emr", "tall", "twin"}
 every_name = pytest.mark.parametrize("name", sorted(RULES))
-every_rule = pytest.mark.parametrize("name", sorted(RULES.keys() - EXPERTS))
-every_expert = pytest.mark.parametrize("name", EXPERTS)
 
 # one task at coefficient 1 comes back unchanged with these settings ...
 IDENTITY = {"average": {}, "task_arithmetic": {"lam": 1.0}, "ties": {"density": 1.0, "lam": 1.0},
@@ -84,38 +82,27 @@ def models(result):
     return result.models if isinstance(result, merge.Experts) else [result]
 
 
-def same(a, b, **tolerance):
-    assert a.keys() == b.keys()
-    for k in a:
-        torch.testing.assert_close(a[k], b[k], **tolerance)
-
-
 @every_name
 def test_one_task_at_coefficient_one_is_that_task(name):
     base, (tau,) = problem(1)
     if count(name, 1) != 1 or name in NOT_IDENTITY:
         return
     merged = call(name, base, [tau], **IDENTITY[name])
+    assert isinstance(merged, merge.Experts) == RULES[name].experts == (name in EXPERTS)
     same(models(merged)[0], {k: base[k] + tau[k] for k in base}, atol=1e-9, rtol=0)
 
 
-@every_rule
+@every_name
 def test_order_of_the_tasks_does_not_matter(name):
+    """One model stays as it is, experts follow the order of their tasks."""
     base, taus = problem(count(name))
     order = list(range(len(taus)))[::-1]
-    first, second = call(name, base, taus), call(name, base, taus, order)
-    if name in ORDERED:
-        assert any((first[k] - second[k]).abs().max() > 1e-6 for k in base)
-    else:
-        same(first, second, atol=1e-9, rtol=0)
-
-
-@every_expert
-def test_experts_follow_the_order_of_the_tasks(name):
-    base, taus = problem()
-    first, second = call(name, base, taus).models, call(name, base, taus, [2, 1, 0]).models
-    for a, b in zip(first, second[::-1], strict=True):
-        same(a, b, atol=1e-9, rtol=0)
+    first, second = (models(call(name, base, taus, o)) for o in (None, order))
+    for a, b in zip(first, second[::-1] if name in EXPERTS else second, strict=True):
+        if name in ORDERED:
+            assert any((a[k] - b[k]).abs().max() > 1e-6 for k in base)
+        else:
+            same(a, b, atol=1e-9, rtol=0)
 
 
 @every_name
@@ -222,21 +209,20 @@ ZERO = {"w": torch.zeros(4)}
 A, B = {"w": torch.tensor([4.0, -3, 2, 1])}, {"w": torch.tensor([-1.0, -5, 3, 6])}
 
 
-def test_average_is_arithmetic_with_one_over_T():
+def test_task_arithmetic_is_arithmetic():
+    """1/T is the average, lam is linear, a task and its negative cancel, forgetting undoes adding;
+    and averages of pairs are not the average."""
     base, taus = problem(4)
-    same(RULES["average"](base, taus), RULES["task_arithmetic"](base, taus, lam=0.25))
-
-
-def test_task_arithmetic_is_linear_in_its_coefficient():
-    base, taus = problem(2)
-    at = lambda lam: RULES["task_arithmetic"](base, taus, lam=lam)
+    at = lambda lam, taus=taus: RULES["task_arithmetic"](base, taus, lam=lam)
+    same(RULES["average"](base, taus), at(0.25))
     same(at(0.0), base)
     same({k: at(0.6)[k] - base[k] for k in base}, {k: 2 * (at(0.3)[k] - base[k]) for k in base})
-
-
-def test_adding_and_subtracting_a_task_is_the_base():
-    base, (tau,) = problem(1)
-    same(RULES["task_arithmetic"](base, [tau, {k: -v for k, v in tau.items()}], lam=1.0), base)
+    same(at(1.0, [taus[0], {k: -v for k, v in taus[0].items()}]), base)
+    same(RULES["negation"](at(0.7, taus[:1]), taus[:1], lam=0.7), base)
+    taus, zero = [{"w": torch.tensor([v])} for v in (1.0, 2.0, 6.0)], {"w": torch.zeros(1)}
+    assert RULES["average"](zero, taus)["w"].item() == 3
+    pair = RULES["average"](zero, taus[:2])
+    assert RULES["average"](zero, [pair, taus[2]])["w"].item() == 3.75
 
 
 @pytest.mark.parametrize("keywords, merged", [
@@ -249,11 +235,6 @@ def test_adding_and_subtracting_a_task_is_the_base():
 def test_ties_by_hand(keywords, merged):
     """a = [4, -3, 2, 1], b = [-1, -5, 3, 6]; half density keeps [4, -3, 0, 0] and [0, -5, 0, 6]."""
     assert RULES["ties"](ZERO, [A, B], **keywords)["w"].tolist() == merged
-
-
-def test_ties_of_equal_tasks_is_the_task():
-    base, (tau,) = problem(1)
-    same(RULES["ties"](base, [tau, tau], density=1.0), {k: base[k] + tau[k] for k in base})
 
 
 def test_ties_trims_over_the_whole_model():
@@ -272,31 +253,15 @@ def test_ties_trims_over_the_whole_model():
 ])
 def test_trim_keeps_exactly_k_and_breaks_ties_by_position(entries, density, kept):
     assert merge.trim({"w": torch.tensor(entries)}, density)["w"].tolist() == kept
+    tau = {"b": torch.tensor([2.0, 2]), "a": torch.tensor([1.0, 2])}          # tensors as sorted
+    assert [merge.trim(tau, 0.5)[k].tolist() for k in "ab"] == [[0, 2], [2, 0]]
 
 
-def test_trim_breaks_ties_across_tensors_in_sorted_order():
-    tau = {"b": torch.tensor([2.0, 2]), "a": torch.tensor([1.0, 2])}
-    trimmed = merge.trim(tau, 0.5)
-    assert trimmed["a"].tolist() == [0, 2] and trimmed["b"].tolist() == [2, 0]
-
-
-def test_elect_is_by_mass_not_by_votes():
+def test_elect_is_by_mass_not_by_votes_and_a_sum_of_zero_takes_the_majority_sign():
     votes = [{"w": torch.tensor(v)} for v in ([5.0, 1], [-2.0, 1], [-2.0, -1])]
     assert merge.elect(votes)["w"].tolist() == [1, 1]
-
-
-def test_a_sum_of_zero_takes_the_majority_sign():
     assert merge.elect([{"w": torch.tensor([0.0, -1, -2])}])["w"].tolist() == [-1, -1, -1]
     assert merge.elect([{"w": torch.tensor([0.0, -1, 2])}])["w"].tolist() == [1, -1, 1]
-
-
-@pytest.mark.parametrize("keywords, told", [
-    (dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
-    (dict(density=1.5), r"density 1.5 is outside \(0, 1\]"),
-    (dict(agg="median"), "unknown agg 'median'"),
-])
-def test_ties_rejects(keywords, told):
-    refuses(told, RULES["ties"], ZERO, [A, B], **keywords)
 
 
 def test_flatten_and_back():
@@ -312,13 +277,6 @@ def test_interpolation_by_hand():
     assert [at(0.0), at(0.25), at(1.0)] == [[0, 4], [0.5, 3], [2, 0]]
 
 
-def test_pairwise_averages_are_not_the_average():
-    taus = [{"w": torch.tensor([v])} for v in (1.0, 2.0, 6.0)]
-    zero, mean = {"w": torch.zeros(1)}, RULES["average"]
-    assert mean(zero, taus)["w"].item() == 3
-    assert mean(zero, [mean(zero, taus[:2]), taus[2]])["w"].item() == 3.75
-
-
 def test_coefficients_and_analogy_by_hand():
     assert RULES["task_arithmetic"](ZERO, [A, B], lam=0.5, coefficients=[1, 2])["w"].tolist() \
         == [1, -6.5, 4, 6.5]
@@ -326,12 +284,6 @@ def test_coefficients_and_analogy_by_hand():
     assert RULES["analogy"](ZERO, [A, B, C])["w"].tolist() == [-4, -1, 2, 6]      # C + B - A
     with pytest.raises(BadInput, match="3 coefficients for 2 task vectors"):
         RULES["task_arithmetic"](ZERO, [A, B], coefficients=[1, 2, 3])
-
-
-def test_adding_then_forgetting_is_the_base():
-    base, (tau,) = problem(1)
-    added = RULES["task_arithmetic"](base, [tau], lam=0.7)
-    same(RULES["negation"](added, [tau], lam=0.7), base)
 
 
 def test_scores_weigh_the_average():
@@ -439,6 +391,9 @@ def test_tall_masks_and_consensus_by_hand():
 
 
 @pytest.mark.parametrize("name, keywords, told", [
+    ("ties", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
+    ("ties", dict(density=1.5), r"density 1.5 is outside \(0, 1\]"),
+    ("ties", dict(agg="median"), "unknown agg 'median'"),
     ("dare", dict(drop=1.0), r"drop 1.0 is outside \[0, 1\)"),
     ("breadcrumbs", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
     ("iso_cts", dict(common=1.2), r"common 1.2 is outside"),
@@ -465,7 +420,3 @@ def test_a_weighted_sum_holds_one_task_vector_at_a_time(name):
 
     RULES[name](base, one_by_one())
     assert max(most) <= 1
-
-
-def test_experts_are_marked():
-    assert EXPERTS == ["emr", "tall", "twin"]

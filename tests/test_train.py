@@ -13,7 +13,6 @@ import torch
 
 import eval as evaluation
 import train
-from encoders import safetensors
 from experiment import run_folder
 from files import write_idx
 from lora import ADAPTERS
@@ -180,22 +179,13 @@ def test_nan_stops_with_step_and_learning_rate(fit, tmp_path):
 
 
 def test_bad_checkpoint_stops_training(command, tmp_path):
+    """In one line, before anything is made; test_vit.py has every kind of damage."""
     folder = write_checkpoint(tmp_path / "m")
-    good = (folder / "model.safetensors").read_bytes()
-    changes = {"truncated": lambda t: None, "lacks": lambda t: t.pop("norm.bias"),
-               "unexpected": lambda t: t.update(more=torch.zeros(2)),
-               "shape": lambda t: t.update({"norm.bias": torch.zeros(3)})}
-    told = {"truncated": "no complete safetensors file", "lacks": "lacks 1 tensors: norm.bias",
-            "unexpected": "has unexpected 1 tensors: more", "shape": "norm.bias has shape (3,)"}
-    for kind, change in changes.items():
-        (folder / "model.safetensors").write_bytes(good)
-        content = safetensors.read(folder / "model.safetensors")
-        change(content)
-        safetensors.write(content, folder / "model.safetensors")
-        if kind == "truncated":
-            (folder / "model.safetensors").write_bytes(good[:-1])
-        code, _, err = command(train.main, "--model", folder, "--out", tmp_path / "r", *QUICK)
-        assert code == 2 and told[kind] in err and err.count("\n") == 1, (kind, err)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, _, err = command(train.main, "--model", folder, "--out", tmp_path / "r", *QUICK)
+    assert code == 2 and "no complete safetensors file" in err and err.count("\n") == 1
+    assert not list(tmp_path.glob("r*"))
 
 
 def test_idx_task_trains_and_damaged_ones_stop(fit, tmp_path):

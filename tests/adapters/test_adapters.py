@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 import lora
 from lora import ADAPTERS
-from support import (SHAPES, every_adapter, every_shape, inputs, make, moved, perturb, refuses,
-                     train_steps)
+from support import (SHAPES, close, every_adapter, every_shape, inputs, make, moved, perturb,
+                     refuses, train_steps)
 
 
 @every_adapter
@@ -17,7 +17,7 @@ from support import (SHAPES, every_adapter, every_shape, inputs, make, moved, pe
 def test_unchanged_at_the_start(name, shape):
     layer = make(name, shape)
     x, _ = inputs(layer)
-    torch.testing.assert_close(layer(x), layer.base(x), atol=1e-10, rtol=0)
+    close(layer(x), layer.base(x), atol=1e-10, rtol=0)
     assert layer.delta_weight().abs().max() < 1e-10
 
 
@@ -29,7 +29,7 @@ def test_forward_is_the_dense_edit(name, shape):
     bias, change = layer.base.bias, layer.delta_bias()
     bias = bias if change is None else bias + change
     dense = F.linear(x, layer.base.weight + layer.delta_weight(), bias)
-    torch.testing.assert_close(layer(x), dense, atol=1e-10, rtol=0)
+    close(layer(x), dense, atol=1e-10, rtol=0)
     assert (layer(x) - layer.base(x)).abs().max() > 1e-2      # and the adapter does something
 
 
@@ -105,7 +105,7 @@ def test_doubling_alpha_doubles_the_delta():
     base = nn.Linear(6, 5)
     deltas = [perturb(lora.LoRA(base, rank=2, alpha=a, generator=torch.Generator().manual_seed(0)))
               .delta_weight() for a in (4.0, 8.0)]
-    torch.testing.assert_close(deltas[1], 2 * deltas[0])
+    close(deltas[1], 2 * deltas[0])
 
 
 def test_lora_gradients_at_the_start():
@@ -116,7 +116,7 @@ def test_lora_gradients_at_the_start():
     (layer(x) * g).sum().backward()
     assert torch.equal(layer.A.grad, torch.zeros_like(layer.A))
     G = torch.einsum("bto,bti->oi", g, x)
-    torch.testing.assert_close(layer.B.grad, layer.scale * G @ layer.A.detach().T)
+    close(layer.B.grad, layer.scale * G @ layer.A.detach().T)
 
 
 def test_lora_starts_from_a_uniform_A_of_width_one_over_root_in():

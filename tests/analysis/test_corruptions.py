@@ -7,7 +7,7 @@ import torch
 
 from analysis import corruptions
 from analysis.corruptions import CORRUPTIONS, corrupt
-from support import refuses
+from support import close, refuses
 
 every_kind = pytest.mark.parametrize("kind", sorted(CORRUPTIONS))
 RANDOM = {"gaussian_noise", "impulse_noise", "motion_blur", "spatter"}
@@ -43,7 +43,7 @@ def test_seeded_per_image(kind):
     images = pictures(5)
     out = corrupt(images, kind, 3)
     assert out.equal(corrupt(images, kind, 3))
-    torch.testing.assert_close(out[:2], corrupt(images[:2], kind, 3), atol=1e-6, rtol=0)
+    close(out[:2], corrupt(images[:2], kind, 3), atol=1e-6, rtol=0)
     assert out.equal(corrupt(images, kind, 3, seed=1)) == (kind not in RANDOM)
     twins = corrupt(images[:1].expand(6, -1, -1, -1), kind, 3)
     assert (twins == twins[0]).all() == (kind not in RANDOM)          # every image its own draw
@@ -136,8 +136,8 @@ def test_impulse_noise_is_half_salt_half_pepper():
 def test_contrast_keeps_the_mean_of_every_channel():
     x = pictures(2, 3)
     out = CORRUPTIONS["contrast"](x, 0.4)
-    torch.testing.assert_close(out.mean((2, 3)), x.mean((2, 3)))
-    torch.testing.assert_close(out.std((2, 3)), 0.4 * x.std((2, 3)))
+    close(out.mean((2, 3)), x.mean((2, 3)))
+    close(out.std((2, 3)), 0.4 * x.std((2, 3)))
 
 
 def test_pixelate_by_hand():
@@ -147,13 +147,13 @@ def test_pixelate_by_hand():
     row = torch.tensor([1.0, 3, 5, 9, 10]).view(1, 1, 5, 1)
     assert CORRUPTIONS["pixelate"](row, 0.5).flatten().tolist() == [2, 2, 8, 8, 8]
     flat = torch.full((1, 3, 28, 20), 0.3)
-    torch.testing.assert_close(CORRUPTIONS["pixelate"](flat, 0.65), flat)
+    close(CORRUPTIONS["pixelate"](flat, 0.65), flat)
 
 
 def test_blocks_are_a_projection_of_the_right_rank():
     P = corruptions.blocks(28, 0.85)
-    torch.testing.assert_close(P @ P, P)
-    torch.testing.assert_close(P.sum(0), torch.ones(28).double())
+    close(P @ P, P)
+    close(P.sum(0), torch.ones(28).double())
     assert P.equal(P.T) and round(P.trace().item()) == 23             # int(0.85 x 28)
 
 
@@ -162,7 +162,7 @@ def test_motion_blur_draws_a_tail():
     dot = torch.zeros(30, 1, 41, 41, dtype=torch.float64)
     dot[:, :, 20, 20] = 1
     out = CORRUPTIONS["motion_blur"](dot, 6, 2.0, seeded())
-    torch.testing.assert_close(out.sum((1, 2, 3)), torch.ones(30).double())
+    close(out.sum((1, 2, 3)), torch.ones(30).double())
     assert not out[..., 21:].any()                                    # angles within 45 degrees
     flattest = out[out[:, 0, 20, 14].argmax(), 0, 20]
     assert (flattest[17:20] / flattest[20]).tolist() == pytest.approx(
@@ -174,7 +174,7 @@ def test_motion_blur_draws_a_tail():
     tower = torch.ones(9, 1, 40, 3)                                   # borders are repeated
     tower[:, :, :10] = 0
     bottom = CORRUPTIONS["motion_blur"](tower, 9, 2.5, seeded())[:, :, -1]
-    torch.testing.assert_close(bottom, torch.ones(9, 1, 3))
+    close(bottom, torch.ones(9, 1, 3))
 
 
 def test_blur_keeps_mass_and_has_its_sigma():
@@ -185,10 +185,9 @@ def test_blur_keeps_mass_and_has_its_sigma():
     assert out.sum().item() == pytest.approx(1) and out.equal(out.flip(0))
     for margin in (out.sum(0), out.sum(1)):
         assert (margin * place ** 2).sum().item() == pytest.approx(1.5 ** 2, rel=0.01)
-    torch.testing.assert_close(corruptions.blur(dot * 0 + 0.3, 2.0), dot * 0 + 0.3)
+    close(corruptions.blur(dot * 0 + 0.3, 2.0), dot * 0 + 0.3)
     corner = dot.roll((-10, -10), (2, 3))
-    torch.testing.assert_close(corruptions.blur(corner, 2.0).flip(2, 3),
-                               corruptions.blur(corner.flip(2, 3), 2.0))
+    close(corruptions.blur(corner, 2.0).flip(2, 3), corruptions.blur(corner.flip(2, 3), 2.0))
 
 
 def test_spatter_colors():
@@ -198,15 +197,14 @@ def test_spatter_colors():
     color = torch.tensor([[63.0], [42], [20]]) / 255
     assert (mud.movedim(1, 0).flatten(1) - color).abs().amax(0).min() < 1e-3
     flood = CORRUPTIONS["spatter"](x, "mud", 0.7, 0.0, 3.0, 0.65, 0.6, seeded())
-    torch.testing.assert_close(flood.movedim(1, 0).flatten(1), color.expand(3, 8 * 32 * 32))
+    close(flood.movedim(1, 0).flatten(1), color.expand(3, 8 * 32 * 32))
     assert (mud[:, 0] - 0.25).abs().gt(1e-6).float().mean() < 0.7     # and leaves the rest alone
     water = corrupt(x, "spatter", 1) - x
     half = 0.5 * torch.tensor([175.0, 238, 238]) / 255
-    torch.testing.assert_close(water.amax((2, 3)), half.expand(8, 3))
+    close(water.amax((2, 3)), half.expand(8, 3))
     assert water.min() == 0
     gray = corrupt(x[:, :1], "spatter", 1) - x[:, :1]
-    torch.testing.assert_close(gray.amax((1, 2, 3)), torch.full((8,),
-                               half @ torch.tensor([0.299, 0.587, 0.114])))
+    close(gray.amax((1, 2, 3)), torch.full((8,), half @ torch.tensor([0.299, 0.587, 0.114])))
 
 
 def test_jpeg_tables():
@@ -218,7 +216,7 @@ def test_jpeg_tables():
     assert Q(50).sum() == 3688                                        # a digit mistyped shows here
     assert corruptions.quantization(corruptions.CHROMINANCE, 50).sum() == 5505
     C = corruptions.dct_matrix()
-    torch.testing.assert_close(C @ C.T, torch.eye(8).double())
+    close(C @ C.T, torch.eye(8).double())
     assert C[1, 0].item() == pytest.approx(math.cos(math.pi / 16) / 2)
 
 
@@ -240,7 +238,7 @@ def test_jpeg_of_a_gray_picture_in_color_is_gray():
     gray = pictures(2)
     color = CORRUPTIONS["jpeg"](gray.expand(-1, 3, -1, -1), 50)
     for channel in range(3):
-        torch.testing.assert_close(color[:, channel], CORRUPTIONS["jpeg"](gray, 50)[:, 0])
+        close(color[:, channel], CORRUPTIONS["jpeg"](gray, 50)[:, 0])
 
 
 def test_jpeg_keeps_a_flat_color():

@@ -9,7 +9,7 @@ from analysis import measures
 from errors import BadInput
 from experiment import scoring
 from merge import flatten
-from support import refuses
+from support import close, refuses
 
 KEYS = {"blocks.0.w": (3, 5), "a": (7,)}
 
@@ -70,7 +70,7 @@ def test_cosines_are_those_of_the_flattened_vectors():
     c = measures.cosines(iter(taus))
     stack = torch.stack([flatten(tau) for tau in taus])
     unit = stack / stack.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(c, unit @ unit.T)
+    close(c, unit @ unit.T)
     assert c.equal(c.T) and c.diag().sub(1).abs().max() < 1e-12
     scaled = [{k: s * v for k, v in taus[0].items()} for s in (1.0, -0.3, 0.7, 1e-3)]
     parallel = measures.cosines(scaled)
@@ -105,8 +105,8 @@ def test_pca_is_the_svd_of_the_centred_stack():
     scores, share = measures.pca(taus, components=4)
     stack = torch.stack([flatten(tau) for tau in taus]) + 3.0         # a shift changes nothing
     U, S, _ = torch.linalg.svd(stack - stack.mean(0), full_matrices=False)
-    torch.testing.assert_close(scores.abs(), (U * S).abs()[:, :4])
-    torch.testing.assert_close(share, (S ** 2 / (S ** 2).sum())[:4])
+    close(scores.abs(), (U * S).abs()[:, :4])
+    close(share, (S ** 2 / (S ** 2).sum())[:4])
     assert share.sum().item() == pytest.approx(1)                     # T - 1 components hold it all
     assert (scores.gather(0, scores.abs().argmax(0, keepdim=True)) > 0).all()
 
@@ -115,7 +115,7 @@ def test_pca_by_hand():
     """0, 6 and 3 on a line: centred -3, 3, 0. Of two equal magnitudes the first is positive."""
     line = [{"a": torch.tensor([v, 1.0])} for v in (0.0, 6.0, 3.0)]
     scores, share = measures.pca(line)
-    torch.testing.assert_close(scores, torch.tensor([[3.0, 0], [-3, 0], [0, 0]]).double())
+    close(scores, torch.tensor([[3.0, 0], [-3, 0], [0, 0]]).double())
     assert share.tolist() == pytest.approx([1, 0])
     scores, share = measures.pca([{k: s * v for k, v in vectors(1)[0].items()}
                                   for s in (0.3, 1.1, 0.7)], components=3)
@@ -174,7 +174,7 @@ def test_xi_on_the_axes_leaves_one_term():
     term_a, term_b = of(x, zero), of(zero, x)                         # x = 0: always class 0
     assert not term_a[:, 1].any() and not term_b[1].any()
     assert term_a[2, 2] > 0 and term_a[1, 2] > 0 and term_b[2, 2] > 0
-    torch.testing.assert_close(of(x, x), term_a + term_b)
+    close(of(x, x), term_a + term_b)
 
 
 def test_the_single_predictions_are_made_once():
@@ -218,8 +218,7 @@ def test_spearman_by_hand():
 def test_entropy_by_hand():
     logits = torch.tensor([[7.0, 7, 7, 7], [1e4, 0, 0, 0], [math.log(3.0), 0, -1e4, -1e4]])
     quarter = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    torch.testing.assert_close(measures.entropy(logits),
-                               torch.tensor([math.log(4), 0.0, quarter]))
+    close(measures.entropy(logits), torch.tensor([math.log(4), 0.0, quarter]))
 
 
 def test_entropy_and_loss_of_right_and_wrong_labels():
@@ -230,8 +229,7 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
                                     [0, 1, 3])
     assert out["spearman"].tolist() == pytest.approx([1, -1])
     softplus = lambda v: math.log1p(math.exp(v))
-    torch.testing.assert_close(out["loss"], torch.tensor(
-        [[softplus(-v), softplus(v)] for v in (0, 1, 3)]).double())
+    close(out["loss"], torch.tensor([[softplus(-v), softplus(v)] for v in (0, 1, 3)]).double())
     p = 1 / (1 + math.exp(-3))
     assert out["entropy"].shape == (3, 2) and out["entropy"].dtype == torch.float64
     assert out["entropy"][2, 0].item() == pytest.approx(-p * math.log(p)

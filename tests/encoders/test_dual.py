@@ -12,7 +12,7 @@ from encoders.dual import RULES, Dual
 from encoders.nf4 import QuantLinear
 from linearize import DualLayer, DualModel, adapt, encoder_of, snapshot, taylor
 from lora import ADAPTERS, Adapter, LoRA, inject, trainable
-from support import TINY, adapted, every_adapter, perturb, refuses, text_encoder
+from support import TINY, adapted, close, every_adapter, perturb, refuses, text_encoder
 
 W, B, E = (torch.randn(s, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
            for s in ((5, 4), (5,), (2, 4, 3)))
@@ -63,8 +63,8 @@ def test_rule(name):
     for f in CASES[name]:
         y = f(Dual(z, dz))
         want, dwant = jvp(f, (z,), (dz,))
-        torch.testing.assert_close(y.z, want, atol=1e-13, rtol=1e-13)
-        torch.testing.assert_close(y.dz, dwant, atol=1e-12, rtol=1e-12)
+        close(y.z, want, atol=1e-13, rtol=1e-13)
+        close(y.dz, dwant, atol=1e-12, rtol=1e-12)
         assert y.shape == want.shape
 
 
@@ -96,14 +96,14 @@ def compare(model, x):
     p = trainable(encoder)
     ours = model(x)
     definition = taylor(lambda p: functional_call(encoder, p, (x,)), model.p0, p)
-    torch.testing.assert_close(ours, definition, atol=1e-10, rtol=1e-10)
+    close(ours, definition, atol=1e-10, rtol=1e-10)
     moves = (definition - functional_call(encoder, model.p0, (x,))).abs().max()
     assert moves > 1e-3                                            # the tangent is there
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(3)).to(ours)
     grads = [torch.autograd.grad((y * weights).sum(), p.values(), allow_unused=True,
                                  materialize_grads=True) for y in (ours, definition)]
     for name, a, b in zip(p, *grads):
-        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-9, msg=lambda m: f"{name}: {m}")
+        close(a, b, atol=1e-10, rtol=1e-9, msg=lambda m: f"{name}: {m}")
     assert max(g.abs().max() for g in grads[0]) > 1e-3
 
 

@@ -8,7 +8,7 @@ from torch import nn
 import lora
 from encoders.nf4 import QuantLinear, nearest_level, nf4_levels
 from lora import ADAPTERS
-from support import every_adapter, perturb, refuses, small, train_steps
+from support import close, every_adapter, perturb, refuses, small, train_steps
 
 PUBLISHED = [-1, -.6961928, -.5250730, -.3949174, -.2844413, -.1847734, -.0910500, 0, .0795803,
              .1609301, .2461123, .3379151, .4407097, .5626169, .7229566, 1]
@@ -21,14 +21,14 @@ def linear(in_features, out_features, seed=0, bias=True):
 
 def test_code_book():
     levels = nf4_levels()
-    torch.testing.assert_close(levels, torch.tensor(PUBLISHED).double(), atol=1e-6, rtol=0)
+    close(levels, torch.tensor(PUBLISHED).double(), atol=1e-6, rtol=0)
     assert (levels.diff() > 0).all() and levels[7] == 0
 
 
 def test_nearest_level_is_nearest():
     levels, x = nf4_levels(), torch.linspace(-1, 1, 1001).double()
     brute = (x[:, None] - levels).abs().min(1).values
-    torch.testing.assert_close((x - levels[nearest_level(x, levels).long()]).abs(), brute)
+    close((x - levels[nearest_level(x, levels).long()]).abs(), brute)
 
 
 @pytest.mark.parametrize("shape", [(64, 32), (50, 7), (3, 2)], ids=str)
@@ -46,7 +46,7 @@ def test_round_trip(shape):
     bound = (0.1520 * largest + 2 * slack).repeat_interleave(64)[:W.numel()].view_as(W)
     assert ((W - W_hat).abs() <= bound).all()
     again = QuantLinear(base, W_hat).weight
-    torch.testing.assert_close(again, W_hat, atol=1e-2 * largest.max().item(), rtol=0)
+    close(again, W_hat, atol=1e-2 * largest.max().item(), rtol=0)
 
 
 def test_zero_block_and_exact_values():
@@ -57,7 +57,7 @@ def test_zero_block_and_exact_values():
     base.weight.data = torch.stack([torch.zeros(64).double(), levels, levels / 2])
     quant = QuantLinear(base)
     assert not quant.weight[0].any()
-    torch.testing.assert_close(quant.weight[1:], base.weight.detach()[1:], atol=1e-12, rtol=0)
+    close(quant.weight[1:], base.weight.detach()[1:], atol=1e-12, rtol=0)
 
 
 def test_bits_per_weight():
@@ -84,7 +84,7 @@ def test_every_adapter_runs_on_a_quantised_base(name):
     x = torch.randn(2, 9, dtype=torch.float64)
     if name not in ("pissa", "milora", "olora"):
         reference = F.linear(x, QuantLinear(linear(9, 8)).weight, layer.base.bias)
-        torch.testing.assert_close(layer(x), reference, atol=1e-10, rtol=0)
+        close(layer(x), reference, atol=1e-10, rtol=0)
     before = {k: v.clone() for k, v in layer.base.state_dict().items()}
     train_steps(layer, 2)
     perturb(layer)
@@ -93,7 +93,7 @@ def test_every_adapter_runs_on_a_quantised_base(name):
     change = layer.delta_bias()
     bias = layer.base.bias if change is None else layer.base.bias + change
     dense = F.linear(x, layer.base.weight + layer.delta_weight(), bias)
-    torch.testing.assert_close(layer(x), dense, atol=1e-10, rtol=0)
+    close(layer(x), dense, atol=1e-10, rtol=0)
 
 
 def decaying(n=64):
@@ -126,5 +126,5 @@ def test_residual_methods_quantise_the_residual():
     for name in ("pissa", "milora", "olora"):
         layer, plain = quantised(name), ADAPTERS[name](linear(9, 8), rank=2, alpha=3.0)
         residual = plain.base.weight - plain.scale * plain.B0 @ plain.A0
-        torch.testing.assert_close(layer.base.weight, QuantLinear(linear(9, 8), residual).weight)
-        torch.testing.assert_close(layer.delta_weight(), layer.scale * layer.B @ layer.A)
+        close(layer.base.weight, QuantLinear(linear(9, 8), residual).weight)
+        close(layer.delta_weight(), layer.scale * layer.B @ layer.A)

@@ -15,8 +15,7 @@ from errors import BadInput
 from files import damage, published_vit
 from support import refuses
 
-KINDS = {"vit": checkpoints.HALF, "deit": checkpoints.IMAGENET,
-         "dinov2": checkpoints.IMAGENET}
+KINDS = {"vit": checkpoints.HALF, "deit": checkpoints.IMAGENET, "dinov2": checkpoints.IMAGENET}
 
 
 def compare(folder, kind, heads, patch, eps, image, tolerance):

@@ -45,8 +45,7 @@ def exported(tmp_path, tiny):
 
 def tensors(run):
     """Everything a run holds, flat."""
-    return huggingface.flat(run["heads"] | {k: run[k] for k in
-                                                 ("start", "trained", "buffers")})
+    return huggingface.flat(run["heads"] | {k: run[k] for k in ("start", "trained", "buffers")})
 
 
 # ---- adapters: what is in the files --------------------------------------------------------------
@@ -58,8 +57,7 @@ def test_the_files_hold_the_change_of_every_weight(exported, adapter, reading):
     run, folder = exported(adapter, reading)
     config = json.loads((folder / "adapter_config.json").read_text())
     found = reference.read(folder / "adapter_model.safetensors")
-    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"]
-                                    else config["r"])
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
     base = reference.read(folder / "base" / "model.safetensors")
     model = run_folder.rebuild(run, run_folder.base_encoder(run))
     want = {k: v.double().numpy() for k, v in lora.deltas(encoder_of(model)).items()}

@@ -6,7 +6,7 @@ import torch
 from merge import RULES
 from rules.adamerging import entropy, without_conflict
 from rules.coefficients import coefficient_gradient, combine, group_index, weight_gradient
-from support import coefficients, refuses, same, small_network, t
+from support import close, coefficients, refuses, same, small_network, t
 
 f64 = torch.float64
 ADA = ["adamerging_task", "adamerging_layer", "adamerging_task_pp", "adamerging_layer_pp"]
@@ -66,12 +66,12 @@ def test_coefficient_gradient_is_that_of_autograd_and_of_finite_differences(grou
 
     leaf = lam.clone().requires_grad_()
     value(leaf).backward()
-    torch.testing.assert_close(exact, leaf.grad, rtol=1e-10, atol=1e-12)
+    close(exact, leaf.grad, rtol=1e-10, atol=1e-12)
     for i, j in [(0, 0), (2, lam.shape[1] - 1), (1, lam.shape[1] // 2)]:
         step = torch.zeros_like(lam)
         step[i, j] = 1e-6
         slope = (value(lam + step) - value(lam - step)) / 2e-6
-        torch.testing.assert_close(exact[i, j], slope, rtol=1e-6, atol=1e-8)
+        close(exact[i, j], slope, rtol=1e-6, atol=1e-8)
 
 
 def test_gradients_leave_the_functions_own_parameters_and_no_grad_alone():
@@ -120,9 +120,9 @@ def test_the_first_step_of_adam_goes_down_the_gradient_by_lr():
     index, start = group_index(base, "task"), torch.full((3, 1), 0.3, dtype=f64, requires_grad=True)
     objective(base, taus, functions, inputs, start, index).backward()
     moved = adamerge(base, taus, functions, inputs, steps=1, lr=0.05)
-    torch.testing.assert_close(moved, start.detach() - 0.05 * start.grad.sign(), atol=1e-6, rtol=0)
+    close(moved, start.detach() - 0.05 * start.grad.sign(), atol=1e-6, rtol=0)
     far = adamerge(base, taus, functions, inputs, steps=1, lr=5.0)
-    torch.testing.assert_close(far, (start.grad < 0).to(f64))
+    close(far, (start.grad < 0).to(f64))
 
 
 def test_a_coefficient_at_the_edge_can_come_back():
@@ -143,8 +143,8 @@ def test_layer_wise_with_equal_coefficients_is_task_wise():
     lam = torch.tensor([[0.1], [0.7], [0.4]], dtype=f64)
     same(combine(base, taus, lam, task), combine(base, taus, lam.expand(3, 5), tensor))
     g = {k: torch.ones_like(v) for k, v in base.items()}
-    torch.testing.assert_close(coefficient_gradient(g, taus, tensor).sum(1, keepdim=True),
-                               coefficient_gradient(g, taus, task))
+    close(coefficient_gradient(g, taus, tensor).sum(1, keepdim=True),
+          coefficient_gradient(g, taus, task))
 
 
 @pytest.mark.parametrize("name, groups, plus", [
@@ -185,4 +185,4 @@ def test_the_seed_draws_the_batches():
     run = lambda seed, batch: adamerge(base, taus, functions, inputs, steps=3, batch=batch,
                                        seed=seed)
     assert torch.equal(run(1, 4), run(1, 4)) and not torch.equal(run(1, 4), run(2, 4))
-    torch.testing.assert_close(run(1, 12), run(2, 99))                    # all of them, every time
+    close(run(1, 12), run(2, 99))                    # all of them, every time

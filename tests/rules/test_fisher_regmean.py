@@ -5,6 +5,7 @@ import torch
 
 from merge import RULES
 from rules import fisher
+from support import close
 
 f64 = torch.float64
 
@@ -20,7 +21,7 @@ def test_fisher_of_a_logistic_model():
     """Logits (0, w x) at w = 0, x = 2: F = p (1 - p) x^2 = 1."""
     f = lambda p, x: torch.cat([0 * x, x * p["w"]], 1)
     F = fisher.diagonal_fisher(f, {"w": tensor([0.0])}, tensor([[2.0], [2.0], [0.0]]))
-    torch.testing.assert_close(F["w"], tensor([2 / 3]))
+    close(F["w"], tensor([2 / 3]))
 
 
 def test_fisher_of_a_linear_softmax():
@@ -29,7 +30,7 @@ def test_fisher_of_a_linear_softmax():
     W, x = torch.randn(3, 4, generator=g, dtype=f64), torch.randn(7, 4, generator=g, dtype=f64)
     F = fisher.diagonal_fisher(lambda p, x: x @ p["W"].T, {"W": W}, x, chunk=3)["W"]
     p = (x @ W.T).softmax(1)
-    torch.testing.assert_close(F, torch.einsum("nc,nj->cj", p * (1 - p), x.square()) / len(x))
+    close(F, torch.einsum("nc,nj->cj", p * (1 - p), x.square()) / len(x))
 
 
 def merged_fisher(monkeypatch, fishers, **keywords):
@@ -49,18 +50,18 @@ def test_fisher_weighs_by_hand(monkeypatch):
 def test_fisher_floor_and_scale(monkeypatch):
     """Where neither model has seen a gradient: the mean. A common scale does not matter."""
     merged = merged_fisher(monkeypatch, [[3.0, 0.0], [1.0, 0.0]], normalize=False)
-    torch.testing.assert_close(merged, tensor([1.5, 1 + 2 / 4]))   # floors are 1.5e-6 and .5e-6
+    close(merged, tensor([1.5, 1 + 2 / 4]))   # floors are 1.5e-6 and .5e-6
     scaled = merged_fisher(monkeypatch, [[300.0, 0.0], [100.0, 0.0]], normalize=False)
-    torch.testing.assert_close(scaled, merged)
+    close(scaled, merged)
     zero = merged_fisher(monkeypatch, [[0.0], [0.0]])
-    torch.testing.assert_close(zero, tensor([2.0]))
+    close(zero, tensor([2.0]))
 
 
 def test_normalised_fisher_ignores_the_scale_of_one_model(monkeypatch):
     one = merged_fisher(monkeypatch, [[3.0, 1.0], [1.0, 3.0]])
     other = merged_fisher(monkeypatch, [[300.0, 100.0], [1.0, 3.0]])
-    torch.testing.assert_close(one, tensor([1.5, 2.5]))
-    torch.testing.assert_close(one, other)
+    close(one, tensor([1.5, 2.5]))
+    close(one, other)
 
 
 # ---- RegMean -------------------------------------------------------------------------------------
@@ -83,14 +84,14 @@ def regmean(weights, inputs, name="regmean", **keywords):
 def test_regmean_by_hand(name):
     merged = regmean([tensor([[2.0, 4]]), tensor([[6.0, 0]])],
                      [rows([1.0, 0], [0, 3.0]), rows([3.0, 0], [0, 1.0])], name, shrink=1.0)
-    torch.testing.assert_close(merged, tensor([[5.0, 3.0]]), atol=1e-5, rtol=0)
+    close(merged, tensor([[5.0, 3.0]]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shrink, expected", [(1.0, [0.5, 0.5]), (0.0, [2 / 3, 1 / 3])])
 def test_regmean_shrinks_the_off_diagonal(shrink, expected):
     merged = regmean([tensor([[1.0, 0]]), tensor([[0.0, 1]])],
                      [rows([2.0, 1], [1, 2.0]), rows([1.0, 0], [0, 1.0])], shrink=shrink)
-    torch.testing.assert_close(merged, tensor([expected]), atol=1e-5, rtol=0)
+    close(merged, tensor([expected]), atol=1e-5, rtol=0)
 
 
 def test_regmean_is_least_squares_on_the_stacked_examples():
@@ -98,9 +99,9 @@ def test_regmean_is_least_squares_on_the_stacked_examples():
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=f64)
     W, X = [draw(3, 4), draw(3, 4)], [draw(150, 4), draw(150, 4)]       # chunks of 64 rows
     fit = torch.linalg.lstsq(torch.cat(X), torch.cat([x @ w.T for x, w in zip(X, W)])).solution.T
-    torch.testing.assert_close(regmean(W, X, shrink=1.0), fit, atol=1e-5, rtol=0)
-    torch.testing.assert_close(regmean([W[0], W[0]], X), W[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(regmean(W, [X[0], X[0]]), sum(W) / 2, atol=1e-5, rtol=0)
+    close(regmean(W, X, shrink=1.0), fit, atol=1e-5, rtol=0)
+    close(regmean([W[0], W[0]], X), W[0], atol=1e-5, rtol=0)
+    close(regmean(W, [X[0], X[0]]), sum(W) / 2, atol=1e-5, rtol=0)
 
 
 def test_regmean_uses_only_the_first_examples():
@@ -125,9 +126,9 @@ def test_regmean_pp_takes_the_inputs_from_the_merged_model():
     keywords = dict(batches=X, activations=two_blocks, shrink=1.0)
     plain = RULES["regmean"](base, taus, **keywords)
     plus = RULES["regmean_pp"](base, taus, **keywords)
-    torch.testing.assert_close(plain["blocks.0.w"], plus["blocks.0.w"], atol=1e-9, rtol=0)
+    close(plain["blocks.0.w"], plus["blocks.0.w"], atol=1e-9, rtol=0)
     Z = [(x @ plus["blocks.0.w"].T) ** 3 for x in X]
     fit = torch.linalg.lstsq(torch.cat(Z), torch.cat([z @ tau["blocks.1.w"].T
                                                       for z, tau in zip(Z, taus)])).solution.T
-    torch.testing.assert_close(plus["blocks.1.w"], fit, atol=1e-3, rtol=1e-4)
+    close(plus["blocks.1.w"], fit, atol=1e-3, rtol=1e-4)
     assert (plain["blocks.1.w"] - fit).abs().max() > 0.01

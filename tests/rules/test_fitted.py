@@ -7,7 +7,7 @@ from errors import BadInput
 from merge import RULES
 from rules.coefficients import group_index
 from rules.fitted import fitted, project_simplex, shrink
-from support import coefficients, one_weight, same, small_network, t
+from support import close, coefficients, one_weight, same, small_network, t
 
 f64 = torch.float64
 
@@ -23,7 +23,7 @@ def fit(base, taus, functions, labelled, groups="task", **more):
     ((0.9, 0.6, -0.1), (0.65, 0.35, 0)), ((0.2, 0.5, 0.3), (0.2, 0.5, 0.3)), ((7.0,), (1,)),
     ((-3.0, -1.0), (0, 1))])
 def test_simplex_by_hand(v, projected):
-    torch.testing.assert_close(project_simplex(t(*v)), t(*projected))
+    close(project_simplex(t(*v)), t(*projected))
 
 
 def test_simplex_is_idempotent_by_column_and_nearest():
@@ -31,9 +31,9 @@ def test_simplex_is_idempotent_by_column_and_nearest():
     v = torch.randn(4, 6, generator=g, dtype=f64)
     p = project_simplex(v)
     assert p.min() >= 0
-    torch.testing.assert_close(p.sum(0), torch.ones(6, dtype=f64))
-    torch.testing.assert_close(project_simplex(p), p)
-    torch.testing.assert_close(torch.stack([project_simplex(c) for c in v.T], 1), p)
+    close(p.sum(0), torch.ones(6, dtype=f64))
+    close(project_simplex(p), p)
+    close(torch.stack([project_simplex(c) for c in v.T], 1), p)
     others = torch.rand(4, 4000, generator=g, dtype=f64).log()
     others = others / others.sum(0)                                          # uniform on it
     for j in range(6):
@@ -44,7 +44,7 @@ def test_shrink_by_hand():
     """(3, 4) is 5 long: shorter by 1 is (2.4, 3.2); (.3, .4) is within 1 of zero; zero stays."""
     v = torch.tensor([[3, 0.3, 0], [4, 0.4, 0]], dtype=f64)
     found = shrink(v, torch.ones(1, 3, dtype=f64))
-    torch.testing.assert_close(found, torch.tensor([[2.4, 0, 0], [3.2, 0, 0]], dtype=f64))
+    close(found, torch.tensor([[2.4, 0, 0], [3.2, 0, 0]], dtype=f64))
     assert torch.equal(shrink(v, torch.zeros(1, 3, dtype=f64)), v)
 
 
@@ -68,12 +68,12 @@ def pull(target, simplex, **more):
 def test_fitted_finds_the_nearest_coefficients_that_are_allowed():
     """Distance to (.9, .6, -.1): at least 0 gives (.9, .6, 0), on the simplex (.65, .35, 0)."""
     target = t(0.9, 0.6, -0.1)
-    torch.testing.assert_close(pull(target, False), t(0.9, 0.6, 0), atol=0.01, rtol=0)
-    torch.testing.assert_close(pull(target, True), t(0.65, 0.35, 0), atol=0.01, rtol=0)
+    close(pull(target, False), t(0.9, 0.6, 0), atol=0.01, rtol=0)
+    close(pull(target, True), t(0.65, 0.35, 0), atol=0.01, rtol=0)
 
 
 def test_equal_signs_of_the_gradient_still_move_on_the_simplex():
-    torch.testing.assert_close(pull(t(3.0, 2.5), True), t(0.75, 0.25), atol=0.01, rtol=0)
+    close(pull(t(3.0, 2.5), True), t(0.75, 0.25), atol=0.01, rtol=0)
 
 
 def test_l2_is_squared_and_not_divided_by_the_tasks():
@@ -81,9 +81,9 @@ def test_l2_is_squared_and_not_divided_by_the_tasks():
     base, taus, functions, _, labelled = small_network(2)
     flat = [lambda p, x: 0 * p["norm"].sum() + torch.zeros(len(x), 3, dtype=f64)] * 2
     lam = fit(base, taus, flat, labelled, steps=1, lr=0.1, l2=0.01)
-    torch.testing.assert_close(lam, torch.full((2, 1), 0.4, dtype=f64), atol=1e-5, rtol=0)
+    close(lam, torch.full((2, 1), 0.4, dtype=f64), atol=1e-5, rtol=0)
     assert fit(base, taus, flat, labelled, steps=60, lr=0.05, l2=0.01).max() < 0.05
-    torch.testing.assert_close(fit(base, taus, flat, labelled, steps=9, l2=0.0), lam * 0 + 0.5)
+    close(fit(base, taus, flat, labelled, steps=9, l2=0.0), lam * 0 + 0.5)
 
 
 def test_the_mean_of_the_tasks_balances_the_l2_penalty():
@@ -95,7 +95,7 @@ def test_the_mean_of_the_tasks_balances_the_l2_penalty():
     # two tasks, the second with tau = 0: half the loss on lam_0, so half the mu; lam_1 goes to 0
     lam = fit(base, [tau, {"w": t(0.0)}], [f, lambda p, x: 0 * f(p, x)], [pair] * 2, l2=mu / 2,
               steps=250, lr=0.05)
-    torch.testing.assert_close(lam, torch.tensor([[2.0], [0]], dtype=f64), atol=0.03, rtol=0)
+    close(lam, torch.tensor([[2.0], [0]], dtype=f64), atol=0.03, rtol=0)
 
 
 def test_under_a_constant_gradient_every_step_is_lr():
@@ -134,4 +134,4 @@ def test_the_seed_draws_the_batches():
     base, taus, functions, _, labelled = small_network()
     run = lambda seed, batch: fit(base, taus, functions, labelled, steps=3, batch=batch, seed=seed)
     assert torch.equal(run(1, 4), run(1, 4)) and not torch.equal(run(1, 4), run(2, 4))
-    torch.testing.assert_close(run(1, 12), run(2, 99))                    # all of them, every time
+    close(run(1, 12), run(2, 99))                    # all of them, every time

@@ -84,8 +84,7 @@ def test_lorahub_composes():
     base, taus, functions, _, labelled = small_network()
     index, unit = group_index(base, "task"), torch.eye(3, dtype=f64)
     for i in range(3):
-        same(combine(base, taus, unit[:, i:i + 1], index),
-             {k: base[k] + taus[i][k] for k in base})
+        same(combine(base, taus, unit[:, i:i + 1], index), {k: base[k] + taus[i][k] for k in base})
     same(combine(base, taus, torch.zeros(3, 1, dtype=f64), index), base)
 
     def cost(w):

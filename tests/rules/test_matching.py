@@ -8,8 +8,8 @@ from torch.func import functional_call
 
 from errors import BadInput
 from rules import matching
-from support import (HEAD_ORDER, UNIT_ORDER, activations_of, draw, generator, images, refuses,
-                     weights_of)
+from support import (HEAD_ORDER, UNIT_ORDER, activations_of, close, draw, generator, images,
+                     refuses, weights_of)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6])
@@ -45,8 +45,8 @@ def test_assignment_rejects(similarity):
 def test_permuting_units_and_heads_keeps_the_function(encoder):
     params, x = weights_of(encoder), images()
     moved = matching.permute(params, "blocks.1", UNIT_ORDER, HEAD_ORDER)
-    torch.testing.assert_close(functional_call(encoder, moved, (x,)),
-                               functional_call(encoder, params, (x,)), atol=1e-10, rtol=0)
+    close(functional_call(encoder, moved, (x,)),
+          functional_call(encoder, params, (x,)), atol=1e-10, rtol=0)
     for name in {*matching.UNITS, *matching.HEADS}:
         assert not torch.equal(moved[f"blocks.1.{name}"], params[f"blocks.1.{name}"])
     back = matching.permute(moved, "blocks.1", UNIT_ORDER.argsort(), HEAD_ORDER.argsort())
@@ -71,7 +71,7 @@ def test_permuting_the_residual_stream_permutes_the_features(encoder):
     stream = torch.randperm(16, generator=generator(3))
     moved = matching.permute_stream(params, stream)
     before, after = (functional_call(encoder, p, (x,)) for p in (params, moved))
-    torch.testing.assert_close(after, before[:, stream], atol=1e-10, rtol=0)
+    close(after, before[:, stream], atol=1e-10, rtol=0)
     assert matching.assignment(matching.correlation(before[:, stream], before)).equal(stream)
     with pytest.raises(BadInput, match="head.weight is no weight of an encoder"):
         matching.permute_stream({"head.weight": draw(3, 16)}, stream)
@@ -91,7 +91,7 @@ def test_matching_recovers_a_permutation(encoder, from_data):
     seen = [activations_of(encoder)(p, images()) for p in (a, b)] if from_data else None
     units, likeness = matching.match_mlp(a, b, block, seen)
     assert units.equal(UNIT_ORDER.argsort()) and not units.equal(UNIT_ORDER)
-    torch.testing.assert_close(likeness, torch.ones_like(likeness))
+    close(likeness, torch.ones_like(likeness))
     assert matching.match_heads(a, b, block, 2, seen).equal(HEAD_ORDER)
 
 
@@ -127,5 +127,4 @@ def test_a_head_is_found_in_another_basis(encoder):
 
 def test_a_constant_unit_correlates_with_nothing():
     x = torch.cat([draw(9, 1), torch.full((9, 1), 0.1, dtype=torch.float64)], 1)
-    torch.testing.assert_close(matching.correlation(x, -x),
-                               torch.tensor([[-1.0, 0], [0, 0]], dtype=torch.float64))
+    close(matching.correlation(x, -x), torch.tensor([[-1.0, 0], [0, 0]], dtype=torch.float64))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import merge
 from merge import RULES
 from rules import matching, pleas
 from support import HEAD_ORDER, UNIT_ORDER, activations_of, draw, images, noise, refuses, same
@@ -95,28 +94,3 @@ def test_fine_tunes_of_one_base_are_matched_already(encoder):
             fixed = matching.match_mlp(a, b, block, known)[0] == torch.arange(24)
             assert fixed.double().mean() >= 0.95
             assert matching.match_heads(a, b, block, 2, known).tolist() == [0, 1]
-
-
-def test_pleas_keeps_the_contract(encoder):
-    base, taus, data = pleas_problem(encoder)
-    zero = {k: torch.zeros_like(v) for k, v in base.items()}
-    same(RULES["pleas"](base, [zero, zero], heads=2, **data), base, atol=1e-12, rtol=0)
-    copies = [{k: v.clone() for k, v in d.items()} for d in (base, *taus)]
-    one, two = (RULES["pleas"](base, taus, heads=2, **data) for _ in range(2))
-    assert one.keys() == base.keys() and all(torch.equal(one[k], two[k]) for k in one)
-    assert all(v.isfinite().all() for v in RULES["pleas"](base, [zero, taus[0]], **data).values())
-    assert all(torch.equal(d[k], c[k]) for d, c in zip((base, *taus), copies) for k in d)
-    refuses("pleas takes 2 task vectors, not 3", RULES["pleas"], base, [*taus, zero], **data)
-    assert RULES["pleas"].space == "weight" and "ridge" in merge.options("pleas")
-
-
-def test_pleas_computes_in_float32_and_casts_once():
-    """Any name is a weight: the rule asks `activations`, not the model, what is a linear layer."""
-    base = {"b.w": draw(3, 5).bfloat16(), "a": draw(7).bfloat16()}
-    taus = [{k: v.bfloat16() for k, v in noise(base, 0.1, s).items()} for s in (1, 2)]
-    data = dict(batches=[draw(9, 5).float()] * 2, activations=lambda p, x: {"b.w": x + p["a"][:5]})
-    up = lambda d: {k: v.float() for k, v in d.items()}
-    merged = RULES["pleas"](base, taus, **data)
-    wide = RULES["pleas"](up(base), [up(tau) for tau in taus], **data)
-    assert all(v.dtype == torch.bfloat16 for v in merged.values())
-    assert all(torch.equal(merged[k], wide[k].bfloat16()) for k in base)

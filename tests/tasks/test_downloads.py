@@ -56,8 +56,7 @@ def missing(url):
 
 
 def test_a_file_comes_whole_and_only_once(source, target):
-    digests = dict(sha256=hashlib.sha256(CONTENT).hexdigest(),
-                   md5=hashlib.md5(CONTENT).hexdigest())
+    digests = dict(sha256=hashlib.sha256(CONTENT).hexdigest(), md5=hashlib.md5(CONTENT).hexdigest())
     assert downloads.fetch(source.as_uri(), target, **digests) == target
     assert target.read_bytes() == CONTENT
     assert list(target.parent.iterdir()) == [target]
