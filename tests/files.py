@@ -19,6 +19,15 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
 
 # ---- checkpoints ---------------------------------------------------------------------------------
 
+def layers(prefix, linears, norms, D):
+    """Shapes of linear layers {name: (out, in)} and LayerNorms of width D, with their biases."""
+    shapes = {}
+    for name, shape in linears.items():
+        shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
+    for name in norms:
+        shapes |= {f"{prefix}{name}.weight": (D,), f"{prefix}{name}.bias": (D,)}
+    return shapes
+
 
 def published_vit(folder, kind, image=28, seed=0, hidden=20):
     """A random checkpoint under the Hugging Face names of `kind`: 2 blocks, width 12, patch 7."""
@@ -34,13 +43,11 @@ def published_vit(folder, kind, image=28, seed=0, hidden=20):
                    "attention.attention.value": (D, D), "attention.output.dense": (D, D),
                    "mlp.fc1" if new else "intermediate.dense": (H, D),
                    "mlp.fc2" if new else "output.dense": (D, H)}
-        for name, shape in linears.items():
-            shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[:1]}
-        for name in ("norm1", "norm2") if new else ("layernorm_before", "layernorm_after"):
-            shapes |= {f"{p}{name}.weight": (D,), f"{p}{name}.bias": (D,)}
+        norms = ("norm1", "norm2") if new else ("layernorm_before", "layernorm_after")
+        shapes |= layers(p, linears, norms, D)
         if new:
             shapes |= {f"{p}layer_scale{j}.lambda1": (D,) for j in (1, 2)}
-    shapes |= {"layernorm.weight": (D,), "layernorm.bias": (D,)}
+    shapes |= layers("", {}, ["layernorm"], D)
     prefix = "" if new else "vit."
     tensors = {prefix + k: 0.4 * torch.randn(s) for k, s in shapes.items()}
     tensors["classifier.weight"] = torch.randn(3, D)                      # a head, to be dropped
@@ -73,8 +80,7 @@ def published_bert(folder, prefix="bert.", old=True, seed=0):
         linears = {"attention.self.query": (D, D), "attention.self.key": (D, D),
                    "attention.self.value": (D, D), "attention.output.dense": (D, D),
                    "intermediate.dense": (H, D), "output.dense": (D, H)}
-        for name, shape in linears.items():
-            shapes |= {f"{p}{name}.weight": shape, f"{p}{name}.bias": shape[:1]}
+        shapes |= layers(p, linears, (), D)
         norms += [f"{p}attention.output.LayerNorm", f"{p}output.LayerNorm"]
     for name in norms:
         shapes |= {f"{name}.{end}": (D,) for end in (("gamma", "beta") if old else
@@ -96,16 +102,6 @@ def published_bert(folder, prefix="bert.", old=True, seed=0):
 def random(shapes, seed=0):
     generator = np.random.default_rng(seed)
     return {k: 0.4 * generator.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
-
-
-def layers(prefix, linears, norms, D):
-    """Shapes of linear layers {name: (out, in)} and LayerNorms of width D, with their biases."""
-    shapes = {}
-    for name, shape in linears.items():
-        shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
-    for name in norms:
-        shapes |= {f"{prefix}{name}.weight": (D,), f"{prefix}{name}.bias": (D,)}
-    return shapes
 
 
 def published_clip(folder, whole=True, **config):
@@ -136,7 +132,6 @@ def published_clip(folder, whole=True, **config):
 
 
 # ---- data files ----------------------------------------------------------------------------------
-
 
 def idx(values):
     """An IDX file of unsigned bytes, written independently of data.py."""

@@ -38,7 +38,6 @@ def refuses(told, function, *arguments, **keywords):
 
 # ---- tiny encoders -------------------------------------------------------------------------------
 
-
 def write_checkpoint(folder, seed=4):
     """A ViT of 2 blocks and width 16 at random weights, as a checkpoint folder."""
     folder.mkdir(parents=True)
@@ -139,7 +138,6 @@ def moved(name, shape):
 
 # ---- a linearized encoder ------------------------------------------------------------------------
 
-
 def adapted(encoder, name, reading, away=0.2, x=torch.ones(1, 1, 28, 28).double()):
     """An encoder, linearized around a start that is `away` from the initialisation; x its input."""
     generator = torch.Generator().manual_seed(0)
@@ -219,7 +217,6 @@ def small_run(adapter):
 
 # ---- dicts of tensors, and an encoder as one -----------------------------------------------------
 
-
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -272,7 +269,6 @@ UNIT_ORDER, HEAD_ORDER = torch.randperm(24, generator=generator(1)), torch.tenso
 
 
 # ---- learned coefficients ------------------------------------------------------------------------
-
 
 def t(*values):
     """A vector in float64."""

@@ -127,7 +127,6 @@ def test_unknown_tasks():
 
 # ---- IDX -----------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_idx_folder(tmp_path, zipped):
     folder = write_idx(tmp_path / str(zipped), zipped)

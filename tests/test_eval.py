@@ -146,7 +146,6 @@ def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
 
 # ---- bad input: exit code 2 and one line, before training ----------------------------------------
 
-
 @pytest.mark.parametrize("words, told", [
     (["--merge", "tie"], "unknown rule 'tie': did you mean 'ties'"),
     (["--merge", "ties", "--set", "densty=0.2"],

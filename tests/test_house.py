@@ -82,7 +82,6 @@ def lines(names):
 
 # ---- what may be imported ------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_only_the_four_packages(path):
     for name in {room_of(name) for name in imported(path)} - FLOOR.keys():
@@ -125,7 +124,6 @@ def test_the_two_contracts_stand_alone(name):
 
 
 # ---- how much there is to read -------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_a_command_reaches_few_files(name):

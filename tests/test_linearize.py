@@ -168,7 +168,6 @@ def test_layer_form_is_not_inherited():
 
 # ---- what must be refused ------------------------------------------------------------------------
 
-
 def test_a_dense_change_of_a_model_linearized_as_a_whole_is_refused(encoder):
     model, _ = adapt(encoder, "l_lora")
     assert isinstance(model, DualModel)                              # its own reading: the model

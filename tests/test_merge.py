@@ -243,6 +243,7 @@ def test_ties_trims_over_the_whole_model():
     tau = {"a": torch.tensor([9.0, 8.0]), "b": torch.tensor([1.0, 2.0, 3.0])}
     merged = RULES["ties"](base, [tau], density=0.4)
     assert merged["a"].tolist() == [9, 8] and merged["b"].tolist() == [0, 0, 0]
+    same(RULES["ties"](base, [tau, tau], density=1.0), tau)
 
 
 @pytest.mark.parametrize("entries, density, kept", [

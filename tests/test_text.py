@@ -41,7 +41,6 @@ def close(a, b, atol=1e-12):
 
 # ---- linearization -------------------------------------------------------------------------------
 
-
 def linear(name, reading):
     """The tiny BERT, linearized around a start away from the initialisation."""
     return adapted(text_encoder().double(), name, reading, x=torch.tensor([[2, 5, 6, SEP]]))
@@ -70,7 +69,6 @@ def test_the_jvp_is_the_slope(ids):
 
 
 # ---- rules that look at data ---------------------------------------------------------------------
-
 
 @pytest.fixture
 def space():
@@ -153,7 +151,6 @@ def test_text_tensors_move_with_the_residual_stream(ids):
 
 
 # ---- train.py and eval.py ------------------------------------------------------------------------
-
 
 @pytest.fixture
 def fit(command, tiny_text, tmp_path):

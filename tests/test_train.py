@@ -35,7 +35,6 @@ def identical(a, b):
 
 # ---- what a run leaves ---------------------------------------------------------------------------
 
-
 # every adapter as it is; a linearization wraps all of them alike, so those that differ in what they
 # keep beside their parameters: nothing, B0 A0, shared factors, supports, schedules, a closed form
 WRAPPED = ["lora", "l_lora", "pissa", "dora", "vera", "adalora", "rosa", "lora_dash", "spectral_r",
@@ -134,7 +133,6 @@ def test_list_commands(command):
 
 # ---- bad input: exit code 2 and one line, before training ----------------------------------------
 
-
 @pytest.mark.parametrize("words, told", [
     (["--adapter", "l_lra"], "unknown adapter 'l_lra': did you mean 'l_lora'"),
     (["--task", "digit"], "unknown task 'digit': did you mean 'digits'"),
@@ -196,7 +194,6 @@ def test_idx_task_trains_and_damaged_ones_stop(fit, tmp_path):
 
 
 # ---- real images ---------------------------------------------------------------------------------
-
 
 def test_real_tasks_train_and_merge(command, real, tmp_path):
     for task in ("fashion_mnist", "mnist5k"):

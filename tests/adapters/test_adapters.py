@@ -127,7 +127,6 @@ def test_lora_starts_from_a_uniform_A_of_width_one_over_root_in():
 
 # ---- inject --------------------------------------------------------------------------------------
 
-
 def test_inject_freezes_all_else_and_names_what_it_replaced(encoder):
     names = lora.inject(encoder, "lora", "q,v", rank=2)
     assert names == ["blocks.0.q", "blocks.0.v", "blocks.1.q", "blocks.1.v"]

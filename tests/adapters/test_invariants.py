@@ -161,7 +161,6 @@ def test_vera_gradients_at_the_start(name):
 
 # ---- AdaLoRA -------------------------------------------------------------------------------------
 
-
 def test_adalora_budget_end_points():
     """100 steps, 10 of warm-up, 30 final: 144 up to step 10, 96 from step 70, falling between."""
     from adapters.adalora import budget
@@ -236,7 +235,6 @@ def test_adalora_rejects(keywords, told):
 
 # ---- SpA and RoSA --------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("name", ["spa", "rosa"])
 def test_sparse_support_is_the_largest_summed_squares_and_stays(name):
     """Two steps are collected: the support is the top of the sum of their dL/dW0^2, has
@@ -303,7 +301,6 @@ def test_spa_rejects(keywords, told):
 
 # ---- LoRA-Dash -----------------------------------------------------------------------------------
 
-
 def test_lora_dash_is_lora_until_it_launches_and_continuous_there():
     dash, plain = make("lora_dash", SHAPE, launch=4), make("lora", SHAPE)
     train_steps(dash, 3), train_steps(plain, 3)
@@ -336,7 +333,6 @@ def test_lora_dash_must_launch_within_the_run():
 
 
 # ---- Spectral Adapter, DiSHA, Bone, Bat ----------------------------------------------------------
-
 
 def test_spectral_rotation_keeps_the_singular_values():
     layer = perturb(make("spectral_r", SHAPE, rank=4))

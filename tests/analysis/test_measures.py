@@ -32,7 +32,6 @@ def linear(params, x):
 
 # ---- scores --------------------------------------------------------------------------------------
 
-
 def test_normalised_by_hand():
     assert scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
         {"a": 0.5, "b": 1.5})
@@ -53,7 +52,6 @@ def test_forgetting_keeps_the_control():
 
 
 # ---- geometry ------------------------------------------------------------------------------------
-
 
 def test_three_four_five():
     a, b = zeros(), zeros()
@@ -135,7 +133,6 @@ def test_vectors_that_do_not_compare_are_named(function):
 
 # ---- interference --------------------------------------------------------------------------------
 
-
 def interference():
     """Base logits (1, 0) for x = (1, 0) and (0, 1) for x = (0, 1); tau_a moves only the first."""
     W = torch.eye(2, dtype=torch.float64)
@@ -200,7 +197,6 @@ def test_landscape_by_hand():
 
 # ---- rank correlation ----------------------------------------------------------------------------
 
-
 def test_spearman_by_hand():
     """Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / sqrt(4.5 x 5) = sqrt(.9)."""
     x, y = torch.tensor([1.0, 2, 2, 4]), torch.tensor([10, 30, 20, 40])
@@ -213,12 +209,6 @@ def test_spearman_by_hand():
     assert measures.spearman(x, torch.ones(4)) == 0.0
     refuses(r"shapes \(4,\) and \(3,\)", measures.spearman, x, y[:3])
     refuses("NaN", measures.spearman, x, torch.tensor([1.0, 2, float("nan"), 4]))
-
-
-def test_entropy_by_hand():
-    logits = torch.tensor([[7.0, 7, 7, 7], [1e4, 0, 0, 0], [math.log(3.0), 0, -1e4, -1e4]])
-    quarter = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    close(measures.entropy(logits), torch.tensor([math.log(4), 0.0, quarter]))
 
 
 def test_entropy_and_loss_of_right_and_wrong_labels():

@@ -26,7 +26,6 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 # ---- CLIP ----------------------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("whole", [True, False])
 def test_clip_gives_the_reference_output(tmp_path, whole):
     folder, w = published_clip(tmp_path / "clip", whole)
@@ -54,7 +53,6 @@ def test_clip_settings(tmp_path):
 
 
 # ---- single files under timm's names -------------------------------------------------------------
-
 
 def timm(path, dinov2, key="model", **more):
     """A random ViT of width 128, 2 heads and 2 blocks in a .pth file; returns its arrays."""
@@ -132,7 +130,6 @@ def test_other_single_files_are_refused(tmp_path):
 
 # ---- pytorch_model.bin ---------------------------------------------------------------------------
 
-
 @pytest.fixture
 def binary(tmp_path):
     """A BERT with pytorch_model.bin, and its features from model.safetensors before."""
@@ -191,7 +188,6 @@ def test_a_missing_tensor_is_named(binary):
 
 
 # ---- by name -------------------------------------------------------------------------------------
-
 
 def test_a_published_name_is_fetched_and_loaded(binary, tmp_path, monkeypatch):
     """As from a server without model.safetensors; bert-tiny of 2020 has no model_type either."""

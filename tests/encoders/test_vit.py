@@ -73,7 +73,6 @@ def test_random_weights_are_repeatable_and_leave_the_random_state_alone(tiny):
 
 # ---- safetensors ---------------------------------------------------------------------------------
 
-
 def test_round_trip_of_every_dtype(tmp_path):
     tensors = {str(d): torch.arange(6).reshape(2, 3).to(d) for d in safetensors.DTYPES.values()}
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
@@ -127,13 +126,6 @@ def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
     folder = published_vit(tmp_path / "m", "vit")
     damage(folder, change)
     refuses(told, encoders.load, folder)
-
-
-def test_truncated_checkpoint_is_refused(tmp_path):
-    folder = published_vit(tmp_path / "m", "vit")
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    refuses("no complete safetensors file", encoders.load, folder)
 
 
 @pytest.mark.parametrize("config, told", [

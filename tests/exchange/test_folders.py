@@ -50,7 +50,6 @@ def tensors(run):
 
 # ---- adapters: what is in the files --------------------------------------------------------------
 
-
 @pytest.mark.parametrize("adapter, reading", EXPORTS, ids=EXPORT_IDS)
 def test_the_files_hold_the_change_of_every_weight(exported, adapter, reading):
     """scale * B A, or DoRA's equation, from the two files and the base alone, in numpy."""
@@ -138,7 +137,6 @@ def test_a_residual_adapter_is_both_pairs_of_factors(exported):
 
 # ---- adapters: coming back -----------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("adapter, reading", EXPORTS, ids=EXPORT_IDS)
 def test_a_run_comes_back_to_the_last_bit(exported, adapter, reading):
     run, folder = exported(adapter, reading)
@@ -178,7 +176,6 @@ def test_an_adapter_changed_by_another_tool_is_what_is_read(exported):
 
 
 # ---- adapters: refusals and damage ---------------------------------------------------------------
-
 
 @pytest.mark.parametrize("adapter, reading", [
     ("full", "off"), ("vera", "off"), ("bone", "off"), ("l_lora", "model"), ("lora", "model"),
@@ -282,7 +279,6 @@ def test_a_change_that_the_adapter_cannot_hold_is_refused(exported):
 
 # ---- merged encoders -----------------------------------------------------------------------------
 
-
 @pytest.mark.parametrize("space, adapters", [("weight", ["lora", "full"]),
                                              ("adapter", ["lora", "lora"]),
                                              ("adapter", ["bitfit", "bitfit"]),
@@ -379,7 +375,6 @@ def test_a_model_linearized_as_a_whole_is_no_encoder(command, tmp_path, tiny):
 
 
 # ---- starting from an adapter of another tool ----------------------------------------------------
-
 
 def foreign(folder, names="memory", prefix="", **changes):
     """A LoRA of rank 2 and alpha 6 on q and v of the tiny encoder, as another tool leaves it."""

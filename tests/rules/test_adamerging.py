@@ -186,3 +186,5 @@ def test_the_seed_draws_the_batches():
                                        seed=seed)
     assert torch.equal(run(1, 4), run(1, 4)) and not torch.equal(run(1, 4), run(2, 4))
     close(run(1, 12), run(2, 99))                    # all of them, every time
+    for batches, batch, told in ((inputs[:1], 4, "1 batches for 3"), (inputs, 0, "too few")):
+        refuses(told, adamerge, base, taus, functions, batches, batch=batch)

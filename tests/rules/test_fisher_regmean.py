@@ -16,7 +16,6 @@ def tensor(values):
 
 # ---- Fisher --------------------------------------------------------------------------------------
 
-
 def test_fisher_of_a_logistic_model():
     """Logits (0, w x) at w = 0, x = 2: F = p (1 - p) x^2 = 1."""
     f = lambda p, x: torch.cat([0 * x, x * p["w"]], 1)
@@ -65,7 +64,6 @@ def test_normalised_fisher_ignores_the_scale_of_one_model(monkeypatch):
 
 
 # ---- RegMean -------------------------------------------------------------------------------------
-
 
 def rows(*gram):
     """X with X^T X / rows = gram."""

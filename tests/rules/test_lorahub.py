@@ -4,7 +4,6 @@
 import pytest
 import torch
 
-from errors import BadInput
 from merge import RULES
 from rules import lorahub
 from rules.coefficients import combine, group_index
@@ -124,10 +123,3 @@ def test_data_that_does_not_fit_is_named(change, told):
     data = dict(functions=functions, labelled=labelled) | change
     for name in ("fitted", "lorahub"):
         refuses(told, RULES[name], base, taus, **data)
-
-
-def test_no_batch_is_named():
-    base, taus, functions, inputs, _ = small_network(2)
-    for batches, batch, told in ((inputs[:1], 4, "1 batches for 2"), (inputs, 0, "too few")):
-        with pytest.raises(BadInput, match=told):
-            RULES["adamerging_task"](base, taus, functions=functions, batches=batches, batch=batch)

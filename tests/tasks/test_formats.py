@@ -17,7 +17,6 @@ RNG = np.random.default_rng(0)
 
 # ---- images --------------------------------------------------------------------------------------
 
-
 def test_cifar_records_are_planes_after_the_label_bytes():
     """A pixel (row 1, column 2) of the three planes is the colour (10, 20, 30)."""
     planes = np.zeros((2, 3, 32, 32), np.uint8)
@@ -76,7 +75,6 @@ def test_damaged_mat_files_are_refused(packed):
 
 
 # ---- archives ------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_file_is_found_unpacked_in_a_folder_below_or_in_the_archive(tmp_path, pack):
@@ -148,7 +146,6 @@ def test_several_files_come_in_the_order_of_their_names(tmp_path):
 
 
 # ---- texts ---------------------------------------------------------------------------------------
-
 
 def test_tsv_columns_by_name_whatever_their_order():
     content = '\ufefflabel\tid\tsentence\r\n1\t7\ta "quoted\r\n0\t8\tb\r\n'.encode()

@@ -45,7 +45,6 @@ def test_splits_share_no_text(task):
 
 # ---- no bag of words -----------------------------------------------------------------------------
 
-
 def word_counts(texts, words):
     """Counts (n, V), or (n, 2V) of pairs: one half per sentence."""
     index, rows = {w: i for i, w in enumerate(words)}, []
