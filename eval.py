@@ -14,18 +14,20 @@ exchange/ and experiment.jobs are for some calls only and imported where they ar
 import argparse
 import functools
 import itertools
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import lora
 import merge
 from errors import BadInput, unknown
 from experiment import cli, run_folder, scoring, spaces, tables
 from experiment.scoring import RULES, Tasks
 
-LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
+LAMS = [0.1, 0.2, 0.3, 0.5, 1.0]                 # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
 INSTRUMENTS = ("cosine", "distance", "pca", "disentangle", "landscape", "entropy", "subsets",
                "coefficient", "unseen", "retention", "forget", "analogy", "corruption")
@@ -140,6 +142,9 @@ def merge_runs(runs, args):
               f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
               f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
         print(tables.report([rows[group] for group in same], args.all))
+    if args.plot and sweeps_lam(args):
+        from analysis import plots
+        plots.coefficient(rows, args.plot / "coefficient.png")
     return {group.name(): {"space": group.space, "rows": rows[group]} for group in groups}
 
 
@@ -153,6 +158,19 @@ def own_tasks(runs, args):
             lines.append([run["folder"].name, s["adapter"], s["linearize"], task,
                           *[tasks.score(model, split, task) for split in ("val", "test")]])
     return cli.table(["run", "adapter", "linearize", "task", "val", "test"], lines)
+
+
+def partners(run):
+    """The command that trains what a single run can be merged with: the same model and adapter."""
+    s, cls = run["setting"], lora.find(run["setting"]["adapter"])
+    given = {"model": "vit", "size": None, "linearize": cls.linearize, "targets": "all",
+             "quantize": None, "seed": 0}
+    words = ["--adapter", s["adapter"]] + ["--random-weights"] * s["random_weights"]
+    for key, default in given.items():
+        words += [f"--{key}", str(s[key])] if s[key] != default else []
+    for key, default in lora.hyperparameters(cls).items():
+        words += ["--set", f"{key}={s['hp'][key]}"] if s["hp"][key] != default else []
+    return f"python train.py {shlex.join(words)} --task all --resume"
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -176,7 +194,8 @@ def arguments():
     add("--analyze", default="", metavar="WHAT,...",
         help=f"instruments, or all: {', '.join(INSTRUMENTS)}")
     add("--lam", type=float, help="coefficient of task arithmetic for --analyze (default: by val)")
-    add("--plot", metavar="FOLDER", help="also draw the figures of --analyze (needs matplotlib)")
+    add("--plot", metavar="FOLDER", help="also draw the figures of --analyze, and accuracy on val "
+        "over lam for --merge with --sweep lam=... (needs matplotlib)")
     add("--export", metavar="FOLDER",
         help="one run: as a PEFT adapter; with --merge RULE: the merged encoder, Hugging Face form")
     add("--split", choices=["val", "test"], default="test")
@@ -192,18 +211,38 @@ def arguments():
     args.by = cli.names(args.by, "--by", ["adapter", "seed"])
     args.analyze = list(INSTRUMENTS) if args.everything else \
         cli.names(args.analyze, "instrument", INSTRUMENTS)
-    if args.all and not any(s.startswith("lam=") for s in args.sweep + args.set):
-        args.sweep.append(LAM)
+    check_keys(args)
     if args.export:
         check_export(args)
     cli.positive(args, "jobs", "limit")
     args.device = cli.device(args.device)
     if args.plot:
+        if not args.analyze and not sweeps_lam(args):
+            raise BadInput("--plot draws --analyze or a sweep of lam: add --analyze WHAT, or "
+                           "--merge RULE --sweep lam=0:1:0.05")
         from analysis import plots
         args.plot = plots.folder(args.plot)
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
+
+
+def check_keys(args):
+    """Read --set and --sweep into {key: value} and {key: values}, keys of the rules of --merge."""
+    keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
+    args.sweep = dict(map(cli.grid, args.sweep))
+    if args.merge:
+        args.set = cli.keywords(args.set, keys, "these rules")
+        for key in args.sweep:
+            if key not in keys:
+                raise unknown("key for these rules", key, keys)
+    if args.all and "lam" not in {**args.sweep, **args.set}:
+        args.sweep["lam"] = LAMS
+
+
+def sweeps_lam(args):
+    """True if --merge chooses among several lam."""
+    return args.merge and len(args.sweep.get("lam", ())) > 1
 
 
 def check_export(args):
@@ -219,15 +258,9 @@ def check_export(args):
 
 def settings_of(rule, args):
     """The settings of a rule to try: --set fixed, --sweep as a product; a list of dicts."""
-    options = merge.options(rule)
-    everything = {k: v for r in args.merge for k, v in merge.options(r).items()}
-    fixed = cli.keywords(args.set, everything, "these rules")
-    swept = dict(cli.grid(s) for s in args.sweep)
-    for key in swept:
-        if key not in everything:
-            raise unknown("key for these rules", key, everything)
-    swept = {k: swept[k] for k in sorted(swept, key="lam".__eq__) if k in options}  # lam fastest
-    fixed = {k: v for k, v in fixed.items() if k in options and k not in swept}
+    keys = [k for k in sorted(args.sweep, key="lam".__eq__) if k in merge.options(rule)]
+    swept = {k: args.sweep[k] for k in keys}                                      # lam fastest
+    fixed = {k: v for k, v in args.set.items() if k in merge.options(rule) and k not in swept}
     return [fixed | dict(zip(swept, values)) for values in itertools.product(*swept.values())]
 
 
@@ -251,7 +284,8 @@ def main():
         peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
         print(own_tasks(runs, args))
-        print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
+        print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05"
+              if len(runs) > 1 else f"next: {partners(runs[0])}")
     if args.merge:
         results = merge_runs(runs, args)
     if args.analyze:

@@ -6,14 +6,6 @@
     python -m bench --rules adamerging                 # one gradient of its coefficients
     python -m bench --growth                           # against rank, depth, batch, tasks
     python -m bench --peft tiny                        # training steps beside the PEFT library
-
-Time     the adapters take turns: each round gives every one of them a few steps, and its ratio to
-         LoRA is formed within the round, so that a slow moment of the machine hits all alike. The
-         table shows the median over the rounds and the middle half.
-Memory   bytes that autograd keeps from the forward to the backward pass, each storage once, without
-         the frozen model: what a batch costs, counted exactly and not sampled.
-Rules    seconds with all task vectors in memory, also relative to reading each number once; and the
-         most memory held, in task vectors beside the base, when they come one by one.
 """
 
 import argparse

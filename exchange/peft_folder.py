@@ -44,6 +44,7 @@ UNUSED = {"bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pa
           "lora_bias": False, "layer_replication": None, "target_parameters": None,
           "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None}
 STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also change the base
+REMEDY = "give a folder that --export or PEFT wrote"
 
 
 # ---- adapters ------------------------------------------------------------------------------------
@@ -85,18 +86,17 @@ def from_peft(form, t):
     return out | ({"m": t[M]} if M in t else {})
 
 
-def layer_tensors(run, layer):
-    """The trained tensors and buffers of one layer, {name in the layer: tensor}."""
-    prefix = f"{layer}."
-    return {n.removeprefix(prefix): t for n, t in (run["buffers"] | run["trained"]).items()
-            if n.startswith(prefix)}
-
-
 def adapter_tensors(run, model_type):
     """adapter_model.safetensors of a run on an encoder of that type."""
-    return {f"base_model.model.{huggingface.module_name(model_type, layer)}.{name}": tensor
-            for layer in run["layers"]
-            for name, tensor in to_peft(form(run["setting"]), layer_tensors(run, layer)).items()}
+    layers, out = {}, {}                                     # {layer: {name in it: tensor}}
+    for full, tensor in (run["buffers"] | run["trained"]).items():
+        layer, _, name = full.rpartition(".")
+        layers.setdefault(layer, {})[name] = tensor
+    for layer in run["layers"]:
+        module = f"base_model.model.{huggingface.module_name(model_type, layer)}"
+        for name, tensor in to_peft(form(run["setting"]), layers[layer]).items():
+            out[f"{module}.{name}"] = tensor
+    return out
 
 
 def adapter_config(run, model_type, base):
@@ -126,13 +126,12 @@ def parse(tensors, layers, form, rank, source):
             parts[layer][match[2]] = tensor
         else:
             unexpected.append(key)
-    if unexpected:
-        raise BadInput(f"{source} adapts what the run does not: "
-                       f"{', '.join(sorted(unexpected)[:5])}: "
-                       "give --targets the layers of the folder")
-    if lacking := [layer for layer, t in parts.items() if not {A, B} <= t.keys()]:
-        raise BadInput(f"{source} has no {A} and {B} for {', '.join(lacking[:5])}: "
-                       "give --targets the layers of the folder")
+    lacking = [layer for layer, t in parts.items() if not {A, B} <= t.keys()]
+    for problem, where in (("adapts what the run does not:", sorted(unexpected)),
+                           (f"has no {A} and {B} for", lacking)):
+        if where:
+            raise BadInput(f"{source} {problem} {', '.join(where[:5])}: "
+                           "give --targets the layers of the folder")
     for layer, t in parts.items():
         if t[A].ndim != 2 or t[B].ndim != 2 or {len(t[A]), t[B].shape[1]} != {rank}:
             raise BadInput(f"{source}: {layer} has {A} {tuple(t[A].shape)} and {B} "
@@ -145,10 +144,9 @@ def base_of(setting, model_type):
     """The folder of a run's base if transformers can load it as it is, else None."""
     path = encoders.find(setting["model"])
     changed = setting["random_weights"] or (setting["size"] is not None and model_type != "bert")
-    if changed or path.is_file():
-        return None
-    theirs = read_json(path / "config.json").get("model_type") in huggingface.TYPES
-    return str(path) if theirs else None
+    same = not changed and path.is_dir() and \
+        read_json(path / "config.json").get("model_type") in huggingface.TYPES
+    return str(path) if same else None
 
 
 def write_adapter(run, out):
@@ -182,19 +180,17 @@ def read_json(path):
     """A JSON object; BadInput if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): give a folder that --export "
-                       "or PEFT wrote") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} holds no JSON object: give a folder that --export or PEFT wrote")
+        raise BadInput(f"{path} cannot be read ({error}): {REMEDY}") from None
     return value
 
 
 def read_tensors(path):
     """A safetensors file; BadInput if it is missing or damaged."""
     if not path.is_file():
-        raise BadInput(f"{path.parent} has no {path.name}: give a folder that --export or PEFT "
-                       "wrote")
+        raise BadInput(f"{path.parent} has no {path.name}: {REMEDY}")
     return safetensors.read(path)
 
 
@@ -215,11 +211,11 @@ def load(folder):
     tensors = read_tensors(folder / "adapter_model.safetensors")
     factors = parse(tensors, run["layers"], form(run["setting"]), want["r"], folder)
     rest = huggingface.unflat(read_tensors(folder / "run.safetensors"))
-    run |= {"folder": folder, "start": rest.get("start", {}),
-            "heads": huggingface.unflat(read_tensors(folder / "heads.safetensors")),
-            "trained": rest.get("trained", {}) | {n: t for n, t in factors.items() if n in names},
-            "buffers": rest.get("buffers", {}) | {n: t for n, t in factors.items()
-                                                  if n not in names}}
+    parts = {part: rest.get(part, {}) for part in ("start", "trained", "buffers")}
+    for name, tensor in factors.items():
+        parts["trained" if name in names else "buffers"][name] = tensor
+    run |= parts | {"folder": folder,
+                    "heads": huggingface.unflat(read_tensors(folder / "heads.safetensors"))}
     head = set(HEADS[run["setting"]["head"]](1, 1).state_dict())
     heads = {task: set(tensors) for task, tensors in run["heads"].items()}
     if not run["trained"].keys() == run["start"].keys() == set(names) or \

@@ -57,19 +57,6 @@ def add_up(loss, params, layers):
         t.copy_(part.view_as(t))
 
 
-@contextlib.contextmanager
-def silent_bars():
-    """New processes import a tqdm that shows nothing."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("TQDM_DISABLE")
-        if before is not None:
-            os.environ["TQDM_DISABLE"] = before
-
-
 def printed(function, *arguments):
     """What function(*arguments) prints, as text."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -80,16 +67,16 @@ def printed(function, *arguments):
 def spread(function, units, jobs, title):
     """[function(*unit) for unit in units], `jobs` at a time in processes of their own.
 
-    The processes share out the threads of this one. The first error, or an interruption, ends them
-    all.
+    They share out the threads of this process. The first error, or an interruption, ends them all.
     """
     jobs = max(1, min(jobs, len(units)))
     threads = max(1, torch.get_num_threads() // jobs)
-    spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads,
+                               (threads,))
+    os.environ["TQDM_DISABLE"] = "1"                 # new processes import a tqdm that shows nothing
     try:
-        with silent_bars(), tqdm(desc=title, total=len(units)) as bar:
+        with tqdm(desc=title, total=len(units)) as bar:
             futures = [pool.submit(function, *unit) for unit in units]
             for future in as_completed(futures):
                 future.result()                                      # raises what it raised
@@ -101,3 +88,4 @@ def spread(function, units, jobs, title):
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        os.environ.pop("TQDM_DISABLE")

@@ -118,13 +118,10 @@ def is_open(out, resume, overwrite):
 def start_folder(folder, setting):
     """Make <out>.partial, or check that the interrupted run in it had the same settings."""
     path = folder / "config.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        differ = [k for k in setting if old.get(k) != setting[k]]
-        if differ:
-            changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
-            raise BadInput(f"{folder} cannot be resumed with other settings ({changes}): "
-                           "repeat them, or start again with --overwrite")
+    old = json.loads(path.read_text()) if path.exists() else setting
+    if changes := [f"{k} {old.get(k)} then, {v} now" for k, v in setting.items() if old.get(k) != v]:
+        raise BadInput(f"{folder} cannot be resumed with other settings ({', '.join(changes)}): "
+                       "repeat them, or start again with --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(setting, path)
 
@@ -211,17 +208,17 @@ def rebuild(run, encoder):
 
 def quantizer(name):
     """What stores frozen weights as --quantize says, for `adapt`; None where it says nothing."""
-    if name is None:
-        return None
-    from encoders.nf4 import QuantLinear
-    return QuantLinear
+    if name:
+        from encoders.nf4 import QuantLinear
+        return QuantLinear
+    return None
 
 
 def head(run, task):
     """The classifier of a run for one of its tasks."""
     tensors = run["heads"][task]
-    widest = max(tensors.values(), key=lambda t: t.ndim)
-    module = HEADS[run["setting"]["head"]](widest.shape[1], widest.shape[0])
+    classes, width = max(tensors.values(), key=lambda t: t.ndim).shape
+    module = HEADS[run["setting"]["head"]](width, classes)
     module.load_state_dict(tensors)
     return module
 

@@ -56,17 +56,14 @@ class Tasks:
 
     def material(self, space, names):
         """What a rule asks for by the names of its keywords, for the runs in their order."""
-        each = lambda make: [make(task) for task in self.order]
-        makers = {"functions": lambda: each(lambda task: self.function(space, task)),
-                  "batches": lambda: each(lambda task: self.data(self.unlabelled, task)[0]),
-                  "labelled": lambda: each(lambda task: self.data("val", task)),
-                  "activations": lambda: space.activations, "features": lambda: space.call,
-                  "scores": lambda: each(lambda task: self.runs[task]["result"]["val"])}
-        return {name: makers[name]() for name in names}
-
-    def function(self, space, task):
-        """(params, x) -> logits (B, C) of one task, differentiable in params."""
-        return lambda params, x: self.heads[task](space.call(params, x))
+        logits = lambda head: lambda params, x: head(space.call(params, x))
+        makers = {"functions": lambda task: logits(self.heads[task]),
+                  "batches": lambda task: self.data(self.unlabelled, task)[0],
+                  "labelled": lambda task: self.data("val", task),
+                  "scores": lambda task: self.runs[task]["result"]["val"]}
+        whole = {"activations": space.activations, "features": space.call}
+        return {name: whole[name] if name in whole else [makers[name](task) for task in self.order]
+                for name in names}
 
     def score_result(self, result, space, split):
         """{task: accuracy} of what a rule returned."""
@@ -79,7 +76,7 @@ class Tasks:
                 self.routed(result, space, split).items()}
 
     def routed(self, result, space, split):
-        """{task: (correct?, sent to its own expert?) per input}, by the router, own head."""
+        """{task: (correct?, sent to its own expert?)}, 0 or 1 for every input, by the router."""
         out = {}
         for task in self.runs:
             inputs, labels = self.data(split, task)
@@ -168,20 +165,23 @@ def val_scores(row, lam, line, tasks):
     """{task: accuracy on val} of a candidate, by the short cut of `line` where there is one."""
     if lam is None or not line.space.affine:
         return tasks.score_result(row["result"], line.space, "val")
-    examples = {task: tasks.data("val", task) for task in tasks.heads}
-    return {task: correct(tasks.heads[task], line.features([lam], task, inputs), labels)
-            for task, (inputs, labels) in examples.items()}
+    f = lambda task: line.features([lam], task, tasks.data("val", task)[0])
+    return {task: correct(tasks.heads[task], f(task), tasks.data("val", task)[1])
+            for task in tasks.heads}
 
 
 def search(rule, choices, space, tasks):
     """The row of the settings with the best mean accuracy on val; of equal ones, the first."""
-    best, curve = None, []
+    best, highest, curve = None, -1.0, []
     with tqdm(choices, rule, leave=False) as bar:
         for row, lam, line in candidates(rule, bar, space, tasks):
-            curve.append((row["chosen"], mean(val_scores(row, lam, line, tasks))))
-            if best is None or curve[-1][1] > best[0]:
-                best = curve[-1][1], row
-    return best[1] | {"val_curve": curve}
+            if len(choices) == 1:
+                return row | {"val_curve": []}
+            score = mean(val_scores(row, lam, line, tasks))
+            curve.append((row["chosen"], score))
+            if score > highest:
+                best, highest = row, score
+    return best | {"val_curve": curve}
 
 
 def merged(rule, choices, space, tasks, split):
@@ -189,10 +189,7 @@ def merged(rule, choices, space, tasks, split):
 
     choices  settings, dicts of keywords; of several, val chooses one
     """
-    if len(choices) == 1:
-        row = next(candidates(rule, choices, space, tasks))[0] | {"val_curve": []}
-    else:
-        row = search(rule, choices, space, tasks)
+    row = search(rule, choices, space, tasks)
     result = row.pop("result")
     if isinstance(result, merge.Experts) and result.route:
         sent = tasks.routed(result, space, split)
@@ -225,12 +222,12 @@ def references(joint, space, tasks, split):
 
     joint   runs on several tasks at once, which are not merged; of several, the last is the row
     """
-    rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)}}
     single = {task: [] for task in tasks.runs}
     for task, tau in zip(tasks.order, space.taus):
         model = space.apply(merge.add(space.base, tau))
         single[task].append(tasks.score(model, split, task))
-    rows["single"] = {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}
+    rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)},
+            "single": {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}}
     for run in joint:
         model = run_folder.rebuild(run, run_folder.base_encoder(run, tasks.device))
         rows["joint"] = {"scores": tasks.scores(model, split)}
@@ -238,13 +235,7 @@ def references(joint, space, tasks, split):
 
 
 def normalised(scores, single):
-    """{task: merged score / single-task score}; print the absolute scores next to it.
-
-    BadInput where a task has no single-task score. A single score of 0 counts as 1e-9.
-    """
-    if missing := [task for task in scores if task not in single]:
-        raise BadInput(f"no single-task score for {', '.join(map(str, missing[:5]))}: "
-                       "score the fine-tuned model of every task first")
+    """{task: merged score / single-task score}; a single score of 0 counts as 1e-9."""
     return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
 
 
