@@ -7,8 +7,7 @@
     python eval.py --list                                    # every rule and its keys
 
 Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
-experiment/scoring.py explains the scores. Below: merging, then the command line. analysis/,
-exchange/ and experiment.jobs are for some calls only and imported where they are used.
+experiment/scoring.py explains the scores. What only some calls need is imported where it is used.
 """
 
 import argparse
@@ -70,10 +69,7 @@ def opened(group):
 
 
 def rows_of(group, rule, choices, export):
-    """{rule: its row} in a group; the rows that no rule makes where the rule is None.
-
-    choices  list of settings to choose from;  export  a folder for the merged encoder, or None
-    """
+    """{rule: its row} in a group, the best of several settings; rule None: rows without a rule."""
     joint, space, tasks = opened(group)
     if rule is None:
         return scoring.references(joint, space, tasks, group.split)
@@ -99,10 +95,7 @@ def groups_of(runs, args, by):
 
 
 def usable(group, members, args, reported):
-    """The rules of --merge that fit a group; --merge all leaves out the others, else BadInput.
-
-    reported   set of reasons that were printed for other groups; grows
-    """
+    """The rules of --merge that fit a group; --merge all leaves out others and reports it once."""
     fit, (_, single) = [], scoring.split_joint(members)
     for rule in args.merge:
         reason = scoring.obstacle(rule, group.space, len(single))
@@ -121,9 +114,9 @@ def merge_runs(runs, args):
     opened.cache_clear()                                  # runs may have been trained again since
     groups, units, reported = groups_of(runs, args, args.by), [], set()
     for group, members in groups.items():
-        units.append((group, None, None, None))
-        for rule in usable(group, members, args, reported):
-            units.append((group, rule, settings_of(rule, args), args.export))
+        rules = usable(group, members, args, reported)
+        units += [(group, rule, rule and settings_of(rule, args), args.export)
+                  for rule in (None, *rules)]
     if args.jobs > 1:
         from experiment import jobs
         results = jobs.spread(rows_of, units, args.jobs, "rules")
@@ -154,9 +147,9 @@ def own_tasks(runs, args):
     for run in tqdm(runs, "runs"):
         model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
         s, tasks = run["setting"], Tasks([run], args.device, args.limit)
-        for task in tasks.runs:
-            lines.append([run["folder"].name, s["adapter"], s["linearize"], task,
-                          *[tasks.score(model, split, task) for split in ("val", "test")]])
+        val, test = (tasks.scores(model, split) for split in ("val", "test"))
+        lines += [[run["folder"].name, s["adapter"], s["linearize"], task, val[task], test[task]]
+                  for task in tasks.runs]
     return cli.table(["run", "adapter", "linearize", "task", "val", "test"], lines)
 
 
@@ -211,7 +204,7 @@ def arguments():
     args.by = cli.names(args.by, "--by", ["adapter", "seed"])
     args.analyze = list(INSTRUMENTS) if args.everything else \
         cli.names(args.analyze, "instrument", INSTRUMENTS)
-    check_keys(args)
+    read_keys(args)
     if args.export:
         check_export(args)
     cli.positive(args, "jobs", "limit")
@@ -227,16 +220,14 @@ def arguments():
     return args
 
 
-def check_keys(args):
-    """Read --set and --sweep into {key: value} and {key: values}, keys of the rules of --merge."""
+def read_keys(args):
+    """--set as {key: value} and --sweep as {key: values}, the keys of the rules of --merge."""
     keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
     args.sweep = dict(map(cli.grid, args.sweep))
-    if args.merge:
-        args.set = cli.keywords(args.set, keys, "these rules")
-        for key in args.sweep:
-            if key not in keys:
-                raise unknown("key for these rules", key, keys)
-    if args.all and "lam" not in {**args.sweep, **args.set}:
+    args.set = cli.keywords(args.set, keys, "these rules") if args.merge else {}
+    if strange := [key for key in args.sweep if args.merge and key not in keys]:
+        raise unknown("key for these rules", strange[0], keys)
+    if args.all and "lam" not in args.sweep | args.set:
         args.sweep["lam"] = LAMS
 
 

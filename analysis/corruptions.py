@@ -50,9 +50,6 @@ def draw(sampler, images, *shape, generator):
     return torch.stack([sampler(shape, generator=generator) for _ in images]).to(images)
 
 
-# ---- noise and contrast --------------------------------------------------------------------------
-
-
 @corruption(0.04, 0.06, 0.08, 0.09, 0.10)
 def gaussian_noise(images, sigma, generator):
     """x + sigma n,  n ~ N(0, 1)"""
@@ -71,9 +68,6 @@ def contrast(images, c):
     """m + c (x - m),  m (B, C, 1, 1) the mean of a channel over its pixels"""
     m = images.mean((2, 3), keepdim=True)
     return m + c * (images - m)
-
-
-# ---- blur ----------------------------------------------------------------------------------------
 
 
 def blocks(size, c):
@@ -125,9 +119,6 @@ def blur(maps, sigma):
         places = [(torch.arange(n, device=maps.device) + s).clamp(0, n - 1) for s in steps]
         maps = sum(v * maps.index_select(dim, p) for v, p in zip(w / w.sum(), places))
     return maps
-
-
-# ---- spatter -------------------------------------------------------------------------------------
 
 
 @corruption(("water", 0.62, 0.1, 0.7, 0.7, 0.5), ("water", 0.65, 0.1, 0.8, 0.7, 0.5),

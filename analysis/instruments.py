@@ -8,6 +8,8 @@ model linearized as a whole.
 Here: the geometry of the task vectors and how two of them interfere; the rest is in protocols.py.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -65,21 +67,13 @@ class Analysis:
         return correct(self.tasks.heads[task], self.features(c, task, split, mixture),
                        self.sample(task, split)[1])
 
-    @torch.no_grad()
-    def logits(self, c, task):
-        """Logits (n, K) of the test inputs of a task at coefficients c."""
-        return self.tasks.heads[task](self.features(c, task, "test")).cpu()
-
     def path(self, name):
         return self.folder / f"{self.method}-{name}.png"
 
 
 class Subset:
-    """The runs `members` of an Analysis, merged by a rule of RULES.
-
-    The coefficients of the average and of task arithmetic do not depend on weights: they take the
-    short way of the whole group. Other rules run once, at lam = 1.
-    """
+    """The runs `members` of an Analysis, merged by a rule: once, at lam = 1, except the average and
+    task arithmetic, which are coefficients of the whole group."""
 
     def __init__(self, a, rule, members):
         self.a, self.rule, self.members, self.line = a, rule, members, None
@@ -98,9 +92,6 @@ class Subset:
             return self.a.score([lam], task, split, self.line)
         value = 1 / len(self.members) if self.rule == "average" else lam
         return self.a.score(self.a.only(self.members, value), task, split)
-
-
-# ---- geometry ------------------------------------------------------------------------------------
 
 
 @instrument
@@ -140,14 +131,14 @@ def pca(a):
     return {"scores": scores.tolist(), "share": share.tolist()}
 
 
-# ---- interference --------------------------------------------------------------------------------
-
-
 def coordinates(a, names):
     """The first tasks as a problem in their coefficients, dicts {"c": c}: base, taus and, for each
     task, a function (params, x) -> its logits on test."""
-    spread = lambda c: [*c.tolist(), *[0.0] * (len(a.names) - len(names))]
-    logits = [lambda p, x, task=task: a.logits(spread(p["c"]), task) for task in names]
+    def logits_of(task, params, x):
+        c = [*params["c"].tolist(), *[0.0] * (len(a.names) - len(names))]
+        return a.tasks.heads[task](a.features(c, task, "test")).cpu()
+
+    logits = [partial(logits_of, task) for task in names]
     return {"c": torch.zeros(len(names))}, [{"c": e} for e in torch.eye(len(names))], logits
 
 

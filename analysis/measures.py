@@ -40,9 +40,6 @@ def pairwise(function, dicts):
     return out
 
 
-# ---- forgetting ----------------------------------------------------------------------------------
-
-
 def forgetting(base_target, base_control, curve, keep=0.95):
     """Negation, arXiv:2212.04089: the strongest forgetting that leaves the control task alone.
 
@@ -54,9 +51,6 @@ def forgetting(base_target, base_control, curve, keep=0.95):
     kept = [entry for entry in curve if entry[2] >= keep * base_control]
     best = min(kept, key=lambda entry: (entry[1], -entry[2]), default=None)
     return best if best and best[1] <= base_target else None
-
-
-# ---- geometry ------------------------------------------------------------------------------------
 
 
 def cosines(taus):
@@ -105,9 +99,6 @@ def pca(taus, components=2):
     return scores * sign, values[:components] / torch.where(variance > 0, variance, 1)
 
 
-# ---- interference --------------------------------------------------------------------------------
-
-
 def plane(base, tau_a, tau_b, lams, desc):
     """((row, column), theta_0 + lam_a tau_a + lam_b tau_b) over a square grid, with a bar."""
     with tqdm(total=len(lams) ** 2, desc=desc) as bar:
@@ -149,9 +140,6 @@ def landscape(base, tau_a, tau_b, losses, lams):
     for cell, params in plane(base, tau_a, tau_b, lams, "landscape"):
         out[cell] = sum(float(loss(params)) for loss in losses)
     return out
-
-
-# ---- rank correlation ----------------------------------------------------------------------------
 
 
 def ranks(x):

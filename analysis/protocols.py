@@ -20,8 +20,6 @@ from encoders.heads import accuracy
 from errors import BadInput
 from experiment import cli, run_folder, scoring, spaces
 
-# ---- how many tasks ------------------------------------------------------------------------------
-
 
 @instrument
 def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size=6,
@@ -99,9 +97,6 @@ def unseen(a):
     return {"rows": rows, "mean": means}
 
 
-# ---- forgetting ----------------------------------------------------------------------------------
-
-
 @instrument
 def retention(a):
     """Every single-task model on every task: what fine-tuning on one does to the others."""
@@ -158,9 +153,6 @@ def analogy(a):
     return {"rows": rows, "mean": means}
 
 
-# ---- robustness ----------------------------------------------------------------------------------
-
-
 @instrument
 def corruption(a, severities=(1, 3, 5)):
     """Task arithmetic and the base on corrupted test images, seven kinds."""
@@ -177,34 +169,29 @@ def corruption(a, severities=(1, 3, 5)):
     return {"rows": rows}
 
 
-# ---- eval.py --analyze ---------------------------------------------------------------------------
-
-
 def check(runs, args):
     """BadInput for an instrument that does not fit these runs; --analyze all leaves it out."""
     texts = any(encoders.kind(run["setting"]["model"]) == "text" for run in runs)
     tasks = {run["setting"]["task"] for run in runs if len(run_folder.tasks(run)) == 1}
-    for name, unfit, why in (
-            ("corruption", texts, "corruption is for images and these runs are on texts"),
-            ("analogy", len(tasks) < 4, "analogy needs runs on four tasks or more")):
-        if unfit and name in args.analyze:
-            if not args.everything:
-                raise BadInput(f"{why}: leave it out of --analyze")
-            tqdm.write(f"left out: {why}")
-            args.analyze.remove(name)
+    unfit = {"corruption": "is for images and these runs are on texts"} if texts else {}
+    unfit |= {"analogy": "needs runs on four tasks or more"} if len(tasks) < 4 else {}
+    for name in [name for name in unfit if name in args.analyze]:
+        if not args.everything:
+            raise BadInput(f"{name} {unfit[name]}: leave it out of --analyze")
+        tqdm.write(f"left out: {name} {unfit[name]}")
+        args.analyze.remove(name)
 
 
 def analyze(groups, args):
     """Use the instruments on every group {eval.Group: runs}; returns {title: numbers}."""
-    numbers = {}
+    numbers, lams = {}, [i / 20 for i in range(1, 21)]
     for group, runs in groups.items():
         _, single = scoring.split_joint(runs)
         tasks = scoring.Tasks(single, args.device, args.limit, args.unlabelled)
         space = spaces.vectors(single, group.space, args.device)
         a = Analysis(space, tasks, group.method, args.lam, folder=args.plot)
         if args.lam is None:
-            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)],
-                             [i / 20 for i in range(1, 21)])
+            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams)
         print(f"\n{group.method}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
               f"first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:

@@ -20,8 +20,8 @@ from experiment import cli, run_folder
 from experiment.scoring import RULES
 
 
-def arguments():
-    """The command line."""
+def main():
+    """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--adapters", help="comma-separated (default: all)")
@@ -46,15 +46,8 @@ def arguments():
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
     args.batch = args.batch or (16 if args.rules == "adamerging" else 32)
     args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
-    return args
-
-
-def main():
-    """Print the table that was asked for."""
-    args = arguments()
     if args.growth:
-        folder = plots.folder(args.plot) if args.plot else None
-        growth.growth(args.rounds, folder)
+        growth.growth(args.rounds, plots.folder(args.plot) if args.plot else None)
     elif args.peft:
         peft_library.compare(args.peft == "small", args.batch, args.rounds, args.steps)
     elif args.rules == "adamerging":
@@ -66,8 +59,8 @@ def main():
     else:
         every = sorted(lora.ADAPTERS)
         names = cli.names(args.adapters, "adapter", every) if args.adapters else every
-        variants = [("lora", "off")]
-        variants += [(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]
+        variants = [("lora", "off"),
+                    *((n, lora.ADAPTERS[n].linearize) for n in names if n != "lora")]
         if "l_lora" in names:
             variants += [("l_lora", "layer"), ("l_lora", "model" + steps.BY_JVP),
                          ("lora", "off" + steps.BY_JVP), ("lora", "off" + steps.RELEASED)]

@@ -1,8 +1,7 @@
 """What rules cost on large task vectors.
 
-Time     rules take turns, and every round also reads each number of the task vectors once (a sum):
-         a ratio is formed within the round, the table shows the median. Freed memory is kept for
-         the next result, as in a loop over settings: a first result also pays for its pages.
+Time     every round also reads each number of the task vectors once (a sum), for a ratio. Freed
+         memory is kept for the next result, as in a loop over settings.
 Memory   the most held beside the base, in task vectors, when these come one by one.
 Recipes  two rules beside the way they are usually written: TIES on a (T, n) matrix, its threshold
          by sorting or by selection, and the gradient of AdaMerging's coefficients with the merged

@@ -188,10 +188,10 @@ def flat(groups):
             for name, t in tensors.items()}
 
 
-def unflat(tensors):
+def unflat(tensors, separator="/"):
     """The inverse; an empty group leaves nothing."""
     out = {}
     for key, tensor in tensors.items():
-        group, _, name = key.rpartition("/")
+        group, _, name = key.rpartition(separator)
         out.setdefault(group, {})[name] = tensor
     return out

@@ -18,8 +18,7 @@ was trained on a Hugging Face folder.
 
 Trap     MODULE and target_modules are paths inside ViTModel, Dinov2Model or BertModel as
          transformers 5 has them in memory, where PEFT looks; in files they have other names
-         (huggingface.py). Both are read. Load the base with AutoModel, then the adapter with
-         PeftModel.from_pretrained.
+         (huggingface.py). Both are read.
 """
 
 import json
@@ -44,6 +43,7 @@ UNUSED = {"bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pa
           "lora_bias": False, "layer_replication": None, "target_parameters": None,
           "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None}
 STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also change the base
+ABOUT = ("setting", "layers", "base", "torch", "result")       # of a run, in run.json
 REMEDY = "give a folder that --export or PEFT wrote"
 
 
@@ -53,11 +53,9 @@ REMEDY = "give a folder that --export or PEFT wrote"
 def form(setting):
     """How a run is written as LoRA (the table above); BadInput where it cannot."""
     adapter, reading = setting["adapter"], setting["linearize"]
-    if not setting["quantize"]:
-        if reading == "layer" and adapter in ("lora", "l_lora"):
-            return "expanded"
-        if reading == "off" and adapter in FORMS:
-            return FORMS[adapter]
+    forms = {"off": FORMS, "layer": {"lora": "expanded", "l_lora": "expanded"}}.get(reading, {})
+    if adapter in forms and not setting["quantize"]:
+        return forms[adapter]
     name = " ".join([adapter, *[f"--linearize {reading}"] * (reading != "off"),
                      *[f"--quantize {setting['quantize']}"] * bool(setting["quantize"])])
     raise BadInput(f"{name} is no LoRA on the published weights: --export writes "
@@ -88,15 +86,10 @@ def from_peft(form, t):
 
 def adapter_tensors(run, model_type):
     """adapter_model.safetensors of a run on an encoder of that type."""
-    layers, out = {}, {}                                     # {layer: {name in it: tensor}}
-    for full, tensor in (run["buffers"] | run["trained"]).items():
-        layer, _, name = full.rpartition(".")
-        layers.setdefault(layer, {})[name] = tensor
-    for layer in run["layers"]:
-        module = f"base_model.model.{huggingface.module_name(model_type, layer)}"
-        for name, tensor in to_peft(form(run["setting"]), layers[layer]).items():
-            out[f"{module}.{name}"] = tensor
-    return out
+    by_layer = huggingface.unflat(run["buffers"] | run["trained"], ".")
+    return {f"base_model.model.{huggingface.module_name(model_type, layer)}.{name}": tensor
+            for layer in run["layers"]
+            for name, tensor in to_peft(form(run["setting"]), by_layer[layer]).items()}
 
 
 def adapter_config(run, model_type, base):
@@ -166,7 +159,7 @@ def write_adapter(run, out):
         run_folder.write_json(config, folder / "adapter_config.json")
         safetensors.write(huggingface.flat(rest), folder / "run.safetensors")
         safetensors.write(huggingface.flat(run["heads"]), folder / "heads.safetensors")
-        about = {k: run[k] for k in ("setting", "layers", "base", "torch", "result")}
+        about = {k: run[k] for k in ABOUT}
         run_folder.write_json(about | {"kind": model_type, "trained": list(run["trained"])},
                               folder / "run.json")
     print(f"wrote {out}: load {config['base_model_name_or_path']} with transformers.AutoModel, "
@@ -201,8 +194,7 @@ def load(folder):
         raise BadInput(f"{folder} is an adapter of another tool, without task and head: train it "
                        f"on with train.py --adapter lora --init {folder}")
     run = read_json(folder / "run.json")
-    if missing := sorted({"setting", "layers", "base", "torch", "result", "kind", "trained"}
-                         - run.keys()):
+    if missing := sorted({*ABOUT, "kind", "trained"} - run.keys()):
         raise BadInput(f"{folder / 'run.json'} lacks {', '.join(missing)}: export the run again")
     model_type, names = run.pop("kind"), run.pop("trained")
     config, want = read_json(folder / "adapter_config.json"), adapter_config(run, model_type, None)
@@ -241,24 +233,24 @@ def check_start(setting):
     """BadInput unless the folder of --init holds what such a run trains; quick."""
     folder, adapter = setting["init"], setting["adapter"]
     config = read_json(Path(folder) / "adapter_config.json")
+    get = config.get
     if adapter not in ("lora", "rslora", "dora") or setting["linearize"] != "off":
         raise BadInput("--init starts --adapter lora, rslora or dora, without --linearize")
     check_config(folder, config, "peft_type", "LORA")
-    theirs = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    if config.get("use_dora") and config.get("use_rslora"):
+    if get("use_dora") and get("use_rslora"):
         raise BadInput(f"{folder} is DoRA scaled as rsLoRA, which no adapter here is")
+    theirs = "dora" if get("use_dora") else "rslora" if get("use_rslora") else "lora"
     if theirs != adapter:
         raise BadInput(f"{folder} holds a {theirs}: train it on with --adapter {theirs}")
     for key, unused in UNUSED.items():
         check_config(folder, config, key, unused)
-    if config.get("init_lora_weights", True) not in STARTS:
+    if get("init_lora_weights", True) not in STARTS:
         raise BadInput(f"{folder} was started with {config['init_lora_weights']!r}, which changes "
                        "the base too: convert it to plain LoRA when saving it")
-    hp = setting["hp"]
-    if (config.get("r"), config.get("lora_alpha")) != (hp["rank"], hp["alpha"]):
-        raise BadInput(f"{folder} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, "
-                       f"the run {hp['rank']} and {hp['alpha']:g}: add --rank {config.get('r')} "
-                       f"--alpha {config.get('lora_alpha')}")
+    rank, alpha, hp = get("r"), get("lora_alpha"), setting["hp"]
+    if (rank, alpha) != (hp["rank"], hp["alpha"]):
+        raise BadInput(f"{folder} has rank {rank} and alpha {alpha}, the run {hp['rank']} and "
+                       f"{hp['alpha']:g}: add --rank {rank} --alpha {alpha}")
 
 
 def start_from(setting, model, layers):

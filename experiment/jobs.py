@@ -4,9 +4,8 @@
                                                   gradient on its part, and the parts are summed,
         dL/dp = sum_n (b_n / B) dL_n/dp           b_n of B examples, L_n their mean loss
 
-An adapter's gradient is small, so one message a step is enough. Every process takes the same step;
-process 0 alone prints and writes. The result is that of one process on the whole batch, up to the
-order of summation.
+in one message a step. Every process takes the same step; process 0 alone prints and writes. The
+result is that of one process on the whole batch, up to the order of summation.
 
     train.py --task all --jobs N                  N runs at a time, in processes of their own
     eval.py --merge all --jobs N                  N rules at a time
@@ -27,11 +26,7 @@ from errors import BadInput
 
 @contextlib.contextmanager
 def group(batch, device):
-    """Join the processes that torchrun started, and leave them together.
-
-    batch   examples of a step, at least one for each process, else BadInput
-    device  cpu: they talk by gloo; cuda: by nccl, one GPU each
-    """
+    """Join the processes that torchrun started, and leave them together; one GPU each on cuda."""
     if batch < (count := int(os.environ["WORLD_SIZE"])):
         raise BadInput(f"--batch {batch} is too small for {count} processes: one example each")
     if cuda := torch.device(device).type == "cuda":

@@ -6,12 +6,9 @@
     result.json   accuracies, counts, seconds
 
 While it trains, a run lives in `<out>.partial` with resume.pt; one rename gives the finished folder
-its name. Every file is written under a temporary name first.
-
-adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base
-checkpoint, a head per task, the torch version, and by parameter name: `start` (the values before
-training: A0, B0, the expansion point), `trained`, and the adapter's `buffers`. trained - start is
-the task vector in adapter space.
+its name. Every file is written under a temporary name first. adapter.pt holds what KEYS names; base
+is name and sha256 of the checkpoint, `start` the values before training (A0, B0, the expansion
+point), and trained - start the task vector in adapter space.
 """
 
 import csv
@@ -135,10 +132,11 @@ def save_progress(folder, model, optimizer, log):
 
 def load_progress(folder, model, optimizer):
     """Restore save_progress, if there is one; returns the log so far."""
-    if not (folder / "resume.pt").exists():
+    path = folder / "resume.pt"
+    if not path.exists():
         return []
-    saved = load_tensors(folder / "resume.pt")
-    set_tensors(model, saved["trained"], saved["buffers"], folder / "resume.pt")
+    saved = load_tensors(path)
+    set_tensors(model, saved["trained"], saved["buffers"], path)
     optimizer.load_state_dict(saved["optimizer"])
     return saved["log"]
 
@@ -173,8 +171,8 @@ def load(folder):
     """A finished run as the dict of adapter.pt plus `folder` and `result`."""
     folder = Path(folder)
     if not all((folder / name).is_file() for name in ("adapter.pt", "result.json")):
-        hint = ": it was interrupted, continue it with train.py --resume" \
-            if partial(folder).exists() or folder.suffix == ".partial" else ""
+        began = partial(folder).exists() or folder.suffix == ".partial"
+        hint = ": it was interrupted, continue it with train.py --resume" if began else ""
         raise BadInput(f"{folder} is no run folder, it has no adapter.pt{hint}; "
                        "train.py prints where it writes")
     run = load_tensors(folder / "adapter.pt")

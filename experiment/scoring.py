@@ -69,11 +69,11 @@ class Tasks:
         """{task: accuracy} of what a rule returned."""
         if not isinstance(result, merge.Experts):
             return self.scores(space.apply(result), split)
-        if result.route is None:
-            return {task: self.score(space.apply(result.models[self.order.index(task)]), split,
-                                     task) for task in self.runs}
-        return {task: statistics.fmean(hit) for task, (hit, _) in
-                self.routed(result, space, split).items()}
+        if result.route:
+            sent = self.routed(result, space, split)
+            return {task: statistics.fmean(hit) for task, (hit, _) in sent.items()}
+        own = lambda task: space.apply(result.models[self.order.index(task)])
+        return {task: self.score(own(task), split, task) for task in self.runs}
 
     def routed(self, result, space, split):
         """{task: (correct?, sent to its own expert?)}, 0 or 1 for every input, by the router."""
@@ -127,6 +127,14 @@ class Mixture:
         J = self.changes[name]
         return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
 
+    def scores(self, c, tasks, split):
+        """{task: accuracy} of the model at(c)."""
+        if not self.space.affine:
+            return tasks.scores(self.space.apply(self.at(c)), split)
+        examples = {task: tasks.data(split, task) for task in tasks.runs}
+        return {task: correct(tasks.heads[task], self.features(c, (task, split), inputs), labels)
+                for task, (inputs, labels) in examples.items()}
+
 
 # ---- rules ---------------------------------------------------------------------------------------
 
@@ -134,22 +142,23 @@ class Mixture:
 def obstacle(rule, space, count):
     """Why a rule cannot be used on `count` runs in this space, or None."""
     function = RULES[rule]
-    if function.count and function.count != count:
+    if function.count not in (None, count):
         return f"{rule} takes {function.count} runs and got {count}"
-    if function.space and function.space != space:
+    if function.space not in (None, space):
         return f"{rule} merges in {function.space} space only"
-    return None
 
 
-def candidates(rule, choices, space, tasks):
-    """Yield (row, lam, line) of a rule for every choice of settings.
+def search(rule, choices, space, tasks):
+    """The row of the settings with the best mean accuracy on val; of equal ones, the first.
+
+    choices  settings, dicts of keywords; a single one is not scored on val
 
     A `lam` multiplies the whole merged task vector, so the rule runs once, at lam = 1, per setting
-    of its other keys; `lam` varies fastest among the choices. `line` has the models of every lam;
-    lam is None where there is none, and for experts, whose lam is a setting like any other.
+    of its other keys, and `line` has the models of every lam; `lam` varies fastest among the
+    choices. For experts it is a setting like any other.
     """
-    material, last = tasks.material(space, merge.needs(rule)), None
-    for choice in choices:
+    material, last, best, curve = tasks.material(space, merge.needs(rule)), None, None, []
+    for choice in tqdm(choices, rule, leave=False):
         lam = None if RULES[rule].experts else choice.get("lam")
         rest = choice if lam is None else choice | {"lam": 1.0}
         if rest != last:
@@ -157,38 +166,19 @@ def candidates(rule, choices, space, tasks):
             with Peak(tasks.device) as peak:
                 one = RULES[rule](space.base, space.taus, **material, **rest)
             line = Mixture(space, 1, lambda c, one=one: along(space.base, one, c[0]), tasks.at_base)
-        yield {"chosen": choice, "result": one if lam is None else line.at([lam]),
-               "seconds": peak.seconds, "bytes": peak.bytes}, lam, line
-
-
-def val_scores(row, lam, line, tasks):
-    """{task: accuracy on val} of a candidate, by the short cut of `line` where there is one."""
-    if lam is None or not line.space.affine:
-        return tasks.score_result(row["result"], line.space, "val")
-    f = lambda task: line.features([lam], task, tasks.data("val", task)[0])
-    return {task: correct(tasks.heads[task], f(task), tasks.data("val", task)[1])
-            for task in tasks.heads}
-
-
-def search(rule, choices, space, tasks):
-    """The row of the settings with the best mean accuracy on val; of equal ones, the first."""
-    best, highest, curve = None, -1.0, []
-    with tqdm(choices, rule, leave=False) as bar:
-        for row, lam, line in candidates(rule, bar, space, tasks):
-            if len(choices) == 1:
-                return row | {"val_curve": []}
-            score = mean(val_scores(row, lam, line, tasks))
-            curve.append((row["chosen"], score))
-            if score > highest:
-                best, highest = row, score
-    return best | {"val_curve": curve}
+        if len(choices) > 1:
+            scores = tasks.score_result(one, space, "val") if lam is None else \
+                line.scores([lam], tasks, "val")
+            curve.append((choice, mean(scores)))
+        if best is None or curve[-1][1] > best[0]:
+            row = {"chosen": choice, "result": one if lam is None else line.at([lam]),
+                   "seconds": peak.seconds, "bytes": peak.bytes}
+            best = curve[-1][1] if curve else 0.0, row
+    return best[1] | {"val_curve": curve}
 
 
 def merged(rule, choices, space, tasks, split):
-    """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}.
-
-    choices  settings, dicts of keywords; of several, val chooses one
-    """
+    """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}."""
     row = search(rule, choices, space, tasks)
     result = row.pop("result")
     if isinstance(result, merge.Experts) and result.route:
@@ -210,8 +200,9 @@ def mean(scores):
 
 def split_joint(group):
     """(runs on several tasks, runs on one); BadInput unless there are two of the latter."""
-    joint = [run for run in group if len(run_folder.tasks(run)) > 1]
-    single = [run for run in group if len(run_folder.tasks(run)) == 1]
+    joint, single = [], []
+    for run in group:
+        (joint if len(run_folder.tasks(run)) > 1 else single).append(run)
     if len(single) < 2:
         raise BadInput("merging takes two runs or more: give at least two run folders")
     return joint, single

@@ -88,9 +88,6 @@ def check(group, space):
                                "train with the same --seed, or merge with --space weight")
 
 
-# ---- weight space --------------------------------------------------------------------------------
-
-
 def weight_space(group, encoder):
     """Dense deltas of every adapted layer; a bias only some runs train is zero in the others."""
     if default(group) == "adapter":
@@ -141,9 +138,6 @@ def layer_inputs(encoder, names, params, inputs):
             hooks.enter_context(module.register_forward_pre_hook(keep))
         functional_call(encoder, params, (inputs,))
     return recorded
-
-
-# ---- adapter space -------------------------------------------------------------------------------
 
 
 def adapter_space(group, encoder):

@@ -6,7 +6,7 @@ import torch
 import encoders
 from analysis import match
 from exchange import huggingface
-from rules.pleas import permute, permute_stream
+from rules.matching import permute, permute_stream
 
 SIZES = dict(width=16, depth=2, heads=4, hidden=24)
 
