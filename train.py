@@ -203,8 +203,8 @@ def resolve(args):
         raise BadInput(f"{args.adapter} is a linearization: --linearize layer or model, "
                        "or take --adapter lora for the plain adapter")
     flags = {k: getattr(args, k) for k in ("rank", "alpha") if getattr(args, k) is not None}
-    if absent := [k for k in flags if k not in keys]:
-        raise BadInput(f"--{absent[0]}: the adapter {args.adapter} has no {absent[0]}; leave it out")
+    for k in [k for k in flags if k not in keys]:
+        raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
     head = args.head or {"image": "prototypes", "text": "probe"}[encoders.kind(args.model)]
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
     rate = cls.lr[reading] if args.lr is None else args.lr

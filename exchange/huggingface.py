@@ -100,8 +100,8 @@ def config_of(model, model_type):
         return image
     ratio, rest = divmod(hidden := image.pop("intermediate_size"), model.width)
     if rest:
-        raise BadInput(f"a Dinov2Model cannot have a hidden width {hidden} that is no multiple of "
-                       f"the width {model.width}: it cannot be exported")
+        raise BadInput(f"a Dinov2Model cannot be exported whose hidden width {hidden} is no "
+                       f"multiple of the width {model.width}")
     return image | {"mlp_ratio": ratio, "use_mask_token": False, "use_swiglu_ffn": False}
 
 

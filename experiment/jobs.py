@@ -69,7 +69,7 @@ def spread(function, units, jobs, title):
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads,
                                (threads,))
-    os.environ["TQDM_DISABLE"] = "1"                 # new processes import a tqdm that shows nothing
+    os.environ["TQDM_DISABLE"] = "1"                          # the bars of the new processes
     try:
         with tqdm(desc=title, total=len(units)) as bar:
             futures = [pool.submit(function, *unit) for unit in units]

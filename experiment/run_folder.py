@@ -116,8 +116,9 @@ def start_folder(folder, setting):
     """Make <out>.partial, or check that the interrupted run in it had the same settings."""
     path = folder / "config.json"
     old = json.loads(path.read_text()) if path.exists() else setting
-    if changes := [f"{k} {old.get(k)} then, {v} now" for k, v in setting.items() if old.get(k) != v]:
-        raise BadInput(f"{folder} cannot be resumed with other settings ({', '.join(changes)}): "
+    if differ := [k for k in setting if old.get(k) != setting[k]]:
+        changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
+        raise BadInput(f"{folder} cannot be resumed with other settings ({changes}): "
                        "repeat them, or start again with --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(setting, path)
