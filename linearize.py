@@ -111,6 +111,8 @@ class DualModel(LinearizedModel):
             dp = {k: p[full] - self.p0[full] for k, full in inside.items()}
             self.twin[0].get_submodule(name).along = p0, dp
         y = self.twin[0](x)
+        for name in adapters(self.model):      # they hold the graph: a copy of the model could not
+            self.twin[0].get_submodule(name).along = None
         return y.z + y.dz
 
 

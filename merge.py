@@ -189,7 +189,7 @@ def average(base, taus):
         t += 1
         for k in mean:
             mean[k].lerp_(tau[k], 1 / t)
-    return add(base, mean)
+    return {k: mean[k].add_(v) for k, v in base.items()}
 
 
 @rule(streams=True)

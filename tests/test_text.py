@@ -15,8 +15,8 @@ import train
 from experiment import run_folder, spaces
 from experiment.scoring import RULES, obstacle
 from linearize import encoder_of
-from rules import fisher
-from rules.pleas import permute_stream
+from rules import regmean
+from rules.matching import permute_stream
 from support import adapted, every_adapter, sums_and_differences, text_encoder
 from tasks import written
 
@@ -128,7 +128,7 @@ def test_regmean_counts_real_tokens_only(space, ids):
     alone = [space.activations(space.base, row[None, :(row != 0).sum()])[k] for row in ids]
     close(X, torch.cat(alone))
     close(space.activations(space.base, wider(ids))[k], X)
-    G = fisher.grams(space.activations, space.base, ids, space.base.keys())[k]
+    G = regmean.grams(space.activations, space.base, ids, space.base.keys())[k]
     close(G, sum(x.T @ x for x in alone) / sum(len(x) for x in alone))
 
 
