@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -229,6 +230,16 @@ def test_a_run_merged_with_itself_is_itself(fit, merge_runs, adapter):
     _, _, _, groups = merge_runs([name, name], "--merge", "average")
     rows = groups["all"]
     assert rows["average"]["scores"] == rows["single"]["scores"]
+
+
+def test_one_run_names_the_command_that_trains_its_partners(fit, merge_runs):
+    fit("--adapter", "lora", "--rank", 2, "--seed", 1)
+    code, out, err, _ = merge_runs(["lora-digits-s1"])
+    assert code == 0, err
+    words = shlex.split(out.splitlines()[-1 - out.splitlines()[-1].startswith("wrote")])
+    assert words[:5] == ["next:", "python", "train.py", "--adapter", "lora"]
+    assert words[words.index("--set") + 1] == "rank=2" and words[-3:] == ["--task", "all",
+                                                                         "--resume"]
 
 
 def test_by_seed_reports_mean_and_spread(fit, merge_runs):
