@@ -7,25 +7,26 @@
     python eval.py --list                                    # every rule and its keys
 
 Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
-experiment/scoring.py explains the scores. Below: merging, then the command line. analysis/,
-exchange/ and experiment.jobs are for some calls only and imported where they are used.
+experiment/scoring.py explains the scores. What only some calls need is imported where it is used.
 """
 
 import argparse
 import functools
 import itertools
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import lora
 import merge
 from errors import BadInput, unknown
 from experiment import cli, run_folder, scoring, spaces, tables
 from experiment.scoring import RULES, Tasks
 
-LAM = "lam=0.1,0.2,0.3,0.5,1"                    # what --merge all sweeps unless told otherwise
+LAMS = [0.1, 0.2, 0.3, 0.5, 1.0]                 # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
 INSTRUMENTS = ("cosine", "distance", "pca", "disentangle", "landscape", "entropy", "subsets",
                "coefficient", "unseen", "retention", "forget", "analogy", "corruption")
@@ -68,10 +69,7 @@ def opened(group):
 
 
 def rows_of(group, rule, choices, export):
-    """{rule: its row} in a group; the rows that no rule makes where the rule is None.
-
-    choices  list of settings to choose from;  export  a folder for the merged encoder, or None
-    """
+    """{rule: its row} in a group, the best of several settings; rule None: rows without a rule."""
     joint, space, tasks = opened(group)
     if rule is None:
         return scoring.references(joint, space, tasks, group.split)
@@ -97,10 +95,7 @@ def groups_of(runs, args, by):
 
 
 def usable(group, members, args, reported):
-    """The rules of --merge that fit a group; --merge all leaves out the others, else BadInput.
-
-    reported   set of reasons that were printed for other groups; grows
-    """
+    """The rules of --merge that fit a group; --merge all leaves out others and reports it once."""
     fit, (_, single) = [], scoring.split_joint(members)
     for rule in args.merge:
         reason = scoring.obstacle(rule, group.space, len(single))
@@ -119,9 +114,9 @@ def merge_runs(runs, args):
     opened.cache_clear()                                  # runs may have been trained again since
     groups, units, reported = groups_of(runs, args, args.by), [], set()
     for group, members in groups.items():
-        units.append((group, None, None, None))
-        for rule in usable(group, members, args, reported):
-            units.append((group, rule, settings_of(rule, args), args.export))
+        rules = usable(group, members, args, reported)
+        units += [(group, rule, rule and settings_of(rule, args), args.export)
+                  for rule in (None, *rules)]
     if args.jobs > 1:
         from experiment import jobs
         results = jobs.spread(rows_of, units, args.jobs, "rules")
@@ -140,6 +135,9 @@ def merge_runs(runs, args):
               f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
               f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
         print(tables.report([rows[group] for group in same], args.all))
+    if args.plot and sweeps_lam(args):
+        from analysis import plots
+        plots.coefficient(rows, args.plot / "coefficient.png")
     return {group.name(): {"space": group.space, "rows": rows[group]} for group in groups}
 
 
@@ -149,10 +147,23 @@ def own_tasks(runs, args):
     for run in tqdm(runs, "runs"):
         model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
         s, tasks = run["setting"], Tasks([run], args.device, args.limit)
-        for task in tasks.runs:
-            lines.append([run["folder"].name, s["adapter"], s["linearize"], task,
-                          *[tasks.score(model, split, task) for split in ("val", "test")]])
+        val, test = (tasks.scores(model, split) for split in ("val", "test"))
+        lines += [[run["folder"].name, s["adapter"], s["linearize"], task, val[task], test[task]]
+                  for task in tasks.runs]
     return cli.table(["run", "adapter", "linearize", "task", "val", "test"], lines)
+
+
+def partners(run):
+    """The command that trains what a single run can be merged with: the same model and adapter."""
+    s, cls = run["setting"], lora.find(run["setting"]["adapter"])
+    given = {"model": "vit", "size": None, "linearize": cls.linearize, "targets": "all",
+             "quantize": None, "seed": 0}
+    words = ["--adapter", s["adapter"]] + ["--random-weights"] * s["random_weights"]
+    for key, default in given.items():
+        words += [f"--{key}", str(s[key])] if s[key] != default else []
+    for key, default in lora.hyperparameters(cls).items():
+        words += ["--set", f"{key}={s['hp'][key]}"] if s["hp"][key] != default else []
+    return f"python train.py {shlex.join(words)} --task all --resume"
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -176,7 +187,8 @@ def arguments():
     add("--analyze", default="", metavar="WHAT,...",
         help=f"instruments, or all: {', '.join(INSTRUMENTS)}")
     add("--lam", type=float, help="coefficient of task arithmetic for --analyze (default: by val)")
-    add("--plot", metavar="FOLDER", help="also draw the figures of --analyze (needs matplotlib)")
+    add("--plot", metavar="FOLDER", help="also draw the figures of --analyze, and accuracy on val "
+        "over lam for --merge with --sweep lam=... (needs matplotlib)")
     add("--export", metavar="FOLDER",
         help="one run: as a PEFT adapter; with --merge RULE: the merged encoder, Hugging Face form")
     add("--split", choices=["val", "test"], default="test")
@@ -192,18 +204,36 @@ def arguments():
     args.by = cli.names(args.by, "--by", ["adapter", "seed"])
     args.analyze = list(INSTRUMENTS) if args.everything else \
         cli.names(args.analyze, "instrument", INSTRUMENTS)
-    if args.all and not any(s.startswith("lam=") for s in args.sweep + args.set):
-        args.sweep.append(LAM)
+    read_keys(args)
     if args.export:
         check_export(args)
     cli.positive(args, "jobs", "limit")
     args.device = cli.device(args.device)
     if args.plot:
+        if not args.analyze and not sweeps_lam(args):
+            raise BadInput("--plot draws --analyze or a sweep of lam: add --analyze WHAT, or "
+                           "--merge RULE --sweep lam=0:1:0.05")
         from analysis import plots
         args.plot = plots.folder(args.plot)
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
+
+
+def read_keys(args):
+    """--set as {key: value} and --sweep as {key: values}, the keys of the rules of --merge."""
+    keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
+    args.sweep = dict(map(cli.grid, args.sweep))
+    args.set = cli.keywords(args.set, keys, "these rules") if args.merge else {}
+    if strange := [key for key in args.sweep if args.merge and key not in keys]:
+        raise unknown("key for these rules", strange[0], keys)
+    if args.all and "lam" not in args.sweep | args.set:
+        args.sweep["lam"] = LAMS
+
+
+def sweeps_lam(args):
+    """True if --merge chooses among several lam."""
+    return args.merge and len(args.sweep.get("lam", ())) > 1
 
 
 def check_export(args):
@@ -219,15 +249,9 @@ def check_export(args):
 
 def settings_of(rule, args):
     """The settings of a rule to try: --set fixed, --sweep as a product; a list of dicts."""
-    options = merge.options(rule)
-    everything = {k: v for r in args.merge for k, v in merge.options(r).items()}
-    fixed = cli.keywords(args.set, everything, "these rules")
-    swept = dict(cli.grid(s) for s in args.sweep)
-    for key in swept:
-        if key not in everything:
-            raise unknown("key for these rules", key, everything)
-    swept = {k: swept[k] for k in sorted(swept, key="lam".__eq__) if k in options}  # lam fastest
-    fixed = {k: v for k, v in fixed.items() if k in options and k not in swept}
+    keys = [k for k in sorted(args.sweep, key="lam".__eq__) if k in merge.options(rule)]
+    swept = {k: args.sweep[k] for k in keys}                                      # lam fastest
+    fixed = {k: v for k, v in args.set.items() if k in merge.options(rule) and k not in swept}
     return [fixed | dict(zip(swept, values)) for values in itertools.product(*swept.values())]
 
 
@@ -251,7 +275,8 @@ def main():
         peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
         print(own_tasks(runs, args))
-        print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05")
+        print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05"
+              if len(runs) > 1 else f"next: {partners(runs[0])}")
     if args.merge:
         results = merge_runs(runs, args)
     if args.analyze:

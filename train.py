@@ -4,18 +4,17 @@
     python train.py --adapter lora --task all --seed 1
     python train.py --list                             # every adapter, its paper and its keys
 
-Below: a run, its training loop, what the loop needs, the command line. experiment.jobs,
-exchange.peft_folder and tasks.published are for some runs only and imported where they are used.
+What only some runs need, such as experiment.jobs, is imported where it is used.
 """
 
 import argparse
-import contextlib
 import copy
 import math
 import os
 import statistics
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -31,6 +30,9 @@ from errors import BadInput
 from experiment import cli, run_folder
 from linearize import READINGS, adapt, encoder_of
 
+SETTINGS = ("adapter", "hp", "linearize", "quantize", "targets", "init", "model", "size",
+            "random_weights", "head", "data", "limit", "steps", "batch", "lr", "wd", "seed",
+            "device", "dtype")                                        # of a run, beside its task
 SAVE_EVERY = 50                                                                          # steps
 RANK, PROCESSES = (int(os.environ.get(*v)) for v in (("RANK", 0), ("WORLD_SIZE", 1)))    # torchrun
 
@@ -187,9 +189,9 @@ def arguments():
     add("--overwrite", action="store_true", help="replace an existing run")
     add("--list", action="store_true", help="list the adapters and stop")
     args = p.parse_args()
+    cli.positive(args, "steps", "batch", "limit", "jobs")
     if args.jobs > 1 and PROCESSES > 1:
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
-    cli.positive(args, "steps", "batch", "limit", "jobs")
     return args
 
 
@@ -201,25 +203,21 @@ def resolve(args):
         raise BadInput(f"{args.adapter} is a linearization: --linearize layer or model, "
                        "or take --adapter lora for the plain adapter")
     flags = {k: getattr(args, k) for k in ("rank", "alpha") if getattr(args, k) is not None}
-    for k in flags:
-        if k not in keys:
-            raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
+    for k in [k for k in flags if k not in keys]:
+        raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
     head = args.head or {"image": "prototypes", "text": "probe"}[encoders.kind(args.model)]
     hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
-    return {"adapter": args.adapter, "hp": hp, "linearize": reading, "quantize": args.quantize,
-            "targets": args.targets, "init": args.init, "model": args.model, "size": args.size,
-            "random_weights": args.random_weights, "head": head, "data": args.data,
-            "limit": args.limit, "steps": args.steps, "batch": args.batch,
-            "lr": cls.lr[reading] if args.lr is None else args.lr, "wd": args.wd, "seed": args.seed,
-            "device": cli.device(args.device), "dtype": args.dtype}
+    rate = cls.lr[reading] if args.lr is None else args.lr
+    filled_in = vars(args) | {"hp": hp, "linearize": reading, "head": head, "lr": rate,
+                              "device": cli.device(args.device)}
+    return {key: filled_in[key] for key in SETTINGS}
 
 
 def checked_tasks(args):
     """The names in --task; BadInput for one that is not there, or not for this kind of model."""
-    kind, tasks = encoders.kind(args.model), (args.task or "").split(",")
-    if args.task in (None, "all"):
-        built_in = list(data.suite(kind).TASKS)
-        tasks = built_in if args.task else built_in[:1]
+    kind = encoders.kind(args.model)
+    built_in = list(data.suite(kind).TASKS)
+    tasks = {None: built_in[:1], "all": built_in}.get(args.task) or args.task.split(",")
     for task in tasks:
         if args.download:
             from tasks import published
@@ -265,11 +263,11 @@ def main():
             if run_folder.is_open(out, args.resume, args.overwrite)]
     if PROCESSES > 1 or args.jobs > 1:
         from experiment import jobs
-    with jobs.group(args.batch, setting["device"]) if PROCESSES > 1 else contextlib.nullcontext():
-        if args.jobs > 1:
-            units = [(train, *run) for run in todo]
-            print("".join(jobs.spread(jobs.printed, units, args.jobs, "runs")), end="")
-        else:
+    if args.jobs > 1:
+        units = [(train, *run) for run in todo]
+        print("".join(jobs.spread(jobs.printed, units, args.jobs, "runs")), end="")
+    else:
+        with jobs.group(args.batch, setting["device"]) if PROCESSES > 1 else nullcontext():
             for run in todo:
                 train(*run)
     many = len(names) > 1

@@ -1,13 +1,5 @@
 """Seven image corruptions in five severities. arXiv:1903.12261 (ImageNet-C, CIFAR-10-C)
 
-    gaussian_noise   x + sigma n,  n ~ N(0, 1)
-    impulse_noise    a share of the values becomes 0 or 1, half of them each
-    contrast         m + c (x - m),  m the mean of a channel over its pixels
-    pixelate         P_H x P_W,  P (size, size) replaces a pixel by the mean of its block
-    motion_blur      sum_i w_i x(p + round(i d)),  w_i ~ exp(-i^2 / 2 sigma^2),  d a direction
-    spatter          water x + m color, mud (1 - m) x + m color;  m the drops of a blurred noise map
-    jpeg             C^T (Q round(C b C^T / Q)) C on blocks b (8, 8);  C the DCT, Q by quality
-
 Shapes   images x (B, C, H, W) in [0, 1], C = 1 (gray) or 3 (RGB), H and W free · m (B, 1, H, W)
 The severities are those of the 32 x 32 images of CIFAR-10-C.
 
@@ -22,8 +14,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-
-from errors import BadInput, unknown
 
 CORRUPTIONS = {}         # name -> function(images, *values[, generator]); .levels, five tuples
 LUMA = (0.299, 0.587, 0.114)
@@ -46,32 +36,18 @@ def corrupt(images, name, severity, seed=0):
     images     (B, C, H, W) in [0, 1], before any normalisation; C is 1 or 3
     name       a key of CORRUPTIONS;  severity   1 .. 5
     seed       (0) one draw per image, in order: image i depends on seed and i, not on B
-    BadInput for an unknown name or severity, and for images of another shape or range.
     """
-    if name not in CORRUPTIONS:
-        raise unknown("corruption", name, CORRUPTIONS)
-    if severity not in range(1, 6):
-        raise BadInput(f"severity {severity} does not exist: choose 1, 2, 3, 4 or 5")
-    if not (images.ndim == 4 and images.shape[1] in (1, 3) and images.numel()
-            and images.is_floating_point()):
-        raise BadInput(f"images are {images.dtype} {tuple(images.shape)}: give at least one, as "
-                       "floats (B, C, H, W) with 1 or 3 channels")
-    if not ((images >= 0) & (images <= 1)).all():
-        raise BadInput("images leave [0, 1]: corrupt them before they are normalised")
     function, extra = CORRUPTIONS[name], {}
     if "generator" in inspect.signature(function).parameters:
         extra["generator"] = torch.Generator().manual_seed(seed)
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
-    out = function(wide, *function.levels[int(severity) - 1], **extra)
+    out = function(wide, *function.levels[severity - 1], **extra)
     return out.clamp(0, 1).to(images.dtype)
 
 
 def draw(sampler, images, *shape, generator):
     """One draw (*shape) per image, in order, always in float32: (B, *shape) like the images."""
     return torch.stack([sampler(shape, generator=generator) for _ in images]).to(images)
-
-
-# ---- noise and contrast --------------------------------------------------------------------------
 
 
 @corruption(0.04, 0.06, 0.08, 0.09, 0.10)
@@ -89,12 +65,9 @@ def impulse_noise(images, amount, generator):
 
 @corruption(0.75, 0.5, 0.4, 0.3, 0.15)
 def contrast(images, c):
-    """m + c (x - m),  m (B, C, 1, 1) the mean over the pixels"""
+    """m + c (x - m),  m (B, C, 1, 1) the mean of a channel over its pixels"""
     m = images.mean((2, 3), keepdim=True)
     return m + c * (images - m)
-
-
-# ---- blur ----------------------------------------------------------------------------------------
 
 
 def blocks(size, c):
@@ -111,14 +84,14 @@ def blocks(size, c):
 
 @corruption(0.95, 0.9, 0.85, 0.75, 0.65)
 def pixelate(images, c):
-    """P_H x P_W with c H by c W blocks"""
+    """P_H x P_W with c H by c W blocks: a pixel becomes the mean of its block"""
     P_H, P_W = (blocks(size, c).to(images) for size in images.shape[2:])
     return P_H @ images @ P_W
 
 
 @corruption((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))
 def motion_blur(images, radius, sigma, generator):
-    """sum_i w_i x(p + round(i d)),  i = 0 .. 2 radius: the tail of every pixel lies on one side.
+    """sum_i w_i x(p + round(i d)),  w_i ~ exp(-i^2 / 2 sigma^2),  i = 0 .. 2 radius: one-sided.
 
     d = (sin a, cos a), a ~ U(-45, 45) degrees per image; the border is repeated outwards.
     """
@@ -146,9 +119,6 @@ def blur(maps, sigma):
         places = [(torch.arange(n, device=maps.device) + s).clamp(0, n - 1) for s in steps]
         maps = sum(v * maps.index_select(dim, p) for v, p in zip(w / w.sum(), places))
     return maps
-
-
-# ---- spatter -------------------------------------------------------------------------------------
 
 
 @corruption(("water", 0.62, 0.1, 0.7, 0.7, 0.5), ("water", 0.65, 0.1, 0.8, 0.7, 0.5),

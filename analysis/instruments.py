@@ -1,13 +1,14 @@
 """What merging does to a group of runs: the instruments behind `eval.py --analyze`.
 
 Each takes an `Analysis`, prints a table and returns plain numbers for the JSON file; with a folder
-it also draws a figure. The mathematics is in measures.py and corruptions.py.
+it also draws a figure. The mathematics is in measures.py and corruptions.py. Most instruments look
+at theta_0 + sum_t c_t tau_t for many coefficients c (T,), which `scoring.Mixture` makes cheap for a
+model linearized as a whole.
 
-Here: the geometry of the task vectors and how two of them interfere; in protocols.py: what papers
-measure over many merged models. Most look at theta_0 + sum_t c_t tau_t for many coefficients c
-(T,); `scoring.Mixture` says why that takes T + 1 passes over the inputs for a model linearized as a
-whole.
+Here: the geometry of the task vectors and how two of them interfere; the rest is in protocols.py.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class Analysis:
         return inputs[:self.examples], labels[:self.examples]
 
     def only(self, members, value=1.0):
-        """Coefficients: value for the tasks in `members`, else 0."""
+        """Coefficients c: value for the tasks in `members`, else 0."""
         return [value if name in members else 0.0 for name in self.names]
 
     def at(self, c):
@@ -56,53 +57,41 @@ class Analysis:
         return merge.task_arithmetic(self.space.base, self.space.taus, lam=1.0,
                                      coefficients=[float(v) for v in c])
 
-    def features(self, c, task, split):
-        """Features (n, D) of the inputs of a task at coefficients c."""
-        return self.mixture.features(c, (task, split), self.sample(task, split)[0])
+    def features(self, c, task, split, mixture=None):
+        """Features (n, D) of the inputs of a task at coefficients c, of all runs or a mixture."""
+        inputs, _ = self.sample(task, split)
+        return (mixture or self.mixture).features(c, (task, split), inputs)
 
-    def score(self, c, task, split):
+    def score(self, c, task, split, mixture=None):
         """Accuracy on a task at coefficients c."""
-        return correct(self.tasks.heads[task], self.features(c, task, split),
+        return correct(self.tasks.heads[task], self.features(c, task, split, mixture),
                        self.sample(task, split)[1])
-
-    @torch.no_grad()
-    def logits(self, c, task, split):
-        """Logits (n, K) of the inputs of a task at coefficients c."""
-        return self.tasks.heads[task](self.features(c, task, split))
 
     def path(self, name):
         return self.folder / f"{self.method}-{name}.png"
 
 
 class Subset:
-    """The runs `members` of an Analysis, merged by a rule of RULES.
-
-    The coefficients of the average and of task arithmetic do not depend on weights: they take the
-    short way of the whole group. Other rules run once, at lam = 1.
-    """
+    """The runs `members` of an Analysis, merged by a rule: once, at lam = 1, except the average and
+    task arithmetic, which are coefficients of the whole group."""
 
     def __init__(self, a, rule, members):
         self.a, self.rule, self.members, self.line = a, rule, members, None
         if rule in ("average", "task_arithmetic"):
             return
-        at = [a.names.index(name) for name in members]
-        material = a.tasks.material(a.space, merge.needs(rule))
-        material = {k: v if callable(v) else [v[i] for i in at] for k, v in material.items()}
+        chosen = lambda values: [values[a.names.index(name)] for name in members]
+        material = {k: v if callable(v) else chosen(v)
+                    for k, v in a.tasks.material(a.space, merge.needs(rule)).items()}
         scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
-        one = RULES[rule](a.space.base, [a.space.taus[i] for i in at], **material, **scale)
+        one = RULES[rule](a.space.base, chosen(a.space.taus), **material, **scale)
         self.line = Mixture(a.space, 1, lambda c: along(a.space.base, one, c[0]), a.mixture.at_base)
 
     def score(self, lam, task, split):
         """Accuracy on a task at the coefficient lam, which the average does not have."""
-        if self.line is None:
-            value = 1 / len(self.members) if self.rule == "average" else lam
-            return self.a.score(self.a.only(self.members, value), task, split)
-        inputs, labels = self.a.sample(task, split)
-        return correct(self.a.tasks.heads[task],
-                       self.line.features([lam], (task, split), inputs), labels)
-
-
-# ---- geometry ------------------------------------------------------------------------------------
+        if self.line:
+            return self.a.score([lam], task, split, self.line)
+        value = 1 / len(self.members) if self.rule == "average" else lam
+        return self.a.score(self.a.only(self.members, value), task, split)
 
 
 @instrument
@@ -114,9 +103,8 @@ def cosine(a):
     print(f"off the diagonal: mean {off.mean():.3f}, {off.min():.3f} to {off.max():.3f}")
     if a.folder:
         plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.method}",
-                     f"A cell compares two task vectors; off the diagonal {off.mean():.3f} on "
-                     "average. Near 0, the tasks move the weights in unrelated directions.",
-                     a.path("cosine"), -0.2, 1.0)
+                     f"The mean off the diagonal is {off.mean():.3f}. Near 0, the tasks move the "
+                     "weights in unrelated directions.", a.path("cosine"), -0.2, 1.0)
     return {"cosine": c.tolist(), "mean": off.mean().item()}
 
 
@@ -137,76 +125,71 @@ def pca(a):
     axes = [f"component {i + 1} ({s:.0%} of the variance)" for i, s in enumerate(share.tolist())]
     print(cli.table(["PCA", *axes], [[n, *row] for n, row in zip(a.names, scores.tolist())]))
     if a.folder and len(axes) == 2:
-        plots.points(scores.tolist(), a.names, axes,
-                     f"Task vectors, {a.method}", "Task vectors on their first two principal "
-                     "components, in units of the weights. With T unrelated vectors of one length "
-                     f"each component explains 1/(T - 1) = {1 / (len(a.names) - 1):.0%}.",
-                     a.path("pca"))
+        plots.points(scores.tolist(), a.names, axes, f"Task vectors, {a.method}",
+                     "In units of the weights. Of unrelated vectors of one length, each component "
+                     f"explains 1/(T - 1) = {1 / (len(a.names) - 1):.0%}.", a.path("pca"))
     return {"scores": scores.tolist(), "share": share.tolist()}
 
 
-# ---- interference --------------------------------------------------------------------------------
+def coordinates(a, names):
+    """The first tasks as a problem in their coefficients, dicts {"c": c}: base, taus and, for each
+    task, a function (params, x) -> its logits on test."""
+    def logits_of(task, params, x):
+        c = [*params["c"].tolist(), *[0.0] * (len(a.names) - len(names))]
+        return a.tasks.heads[task](a.features(c, task, "test")).cpu()
 
-
-def coordinates(a):
-    """Two task vectors as a two-dimensional problem: base, tau_a, tau_b and the two tasks."""
-    zero, eye = {"c": torch.zeros(2)}, torch.eye(2)
-    pair = a.names[:2]
-    spread = lambda c: [*c.tolist(), *[0.0] * (len(a.names) - 2)]
-    logits = [lambda p, x, task=task: a.logits(spread(p["c"]), task, "test") for task in pair]
-    return zero, {"c": eye[0]}, {"c": eye[1]}, pair, logits
+    logits = [partial(logits_of, task) for task in names]
+    return {"c": torch.zeros(len(names))}, [{"c": e} for e in torch.eye(len(names))], logits
 
 
 @instrument
 def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
     """Weight disentanglement error of the first two runs over a grid of coefficients."""
-    base, one, two, pair, logits = coordinates(a)
-    xi = measures.disentanglement(base, one, two, logits, [torch.zeros(1)] * 2, lams)
+    pair = a.names[:2]
+    base, taus, logits = coordinates(a, pair)
+    xi = measures.disentanglement(base, *taus, logits, [None, None], lams)
     inside = [i for i, lam in enumerate(lams) if 0 <= lam <= 1]
     box = xi[inside][:, inside]
     print(f"disentanglement error of {pair[0]} and {pair[1]}: {box.mean():.3f} in the mean over "
           f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
     if a.folder:
         plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.method}",
-                    "Share of test inputs whose class the other task vector changes, summed over "
-                    f"the two tasks (0 to 2; mean over [0, 1]^2: {box.mean():.3f}). Light is good: "
-                    "each task vector acts on its own task only.", a.path("disentangle"), 0, 1.5)
+                    "Share of test inputs whose class the other task vector changes, of both tasks "
+                    f"(0 to 2; in [0, 1]^2 {box.mean():.3f}). Light: each vector acts on its own "
+                    "task only.", a.path("disentangle"), 0, 1.5)
     return {"lams": lams, "pair": pair, "xi": xi.tolist(), "box": box.mean().item()}
 
 
 @instrument
 def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     """Sum of the two tasks' losses over the plane of the first two task vectors."""
-    base, one, two, pair, logits = coordinates(a)
-    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None).cpu(), a.sample(task, "test")[1])
+    pair = a.names[:2]
+    base, taus, logits = coordinates(a, pair)
+    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None), a.sample(task, "test")[1])
               for f, task in zip(logits, pair)]
-    L = measures.landscape(base, one, two, losses, lams)
+    L = measures.landscape(base, *taus, losses, lams)
     i, j = divmod(int(L.argmin()), len(lams))
     print(f"loss of {pair[0]} + {pair[1]}: least {L.min():.3f} at ({lams[i]:g}, {lams[j]:g}), "
           f"{L[lams.index(1.0), lams.index(1.0)]:.3f} at (1, 1)")
     if a.folder:
         plots.plane(L, lams, pair, f"Loss of two tasks, {a.method}",
-                    "Cross entropy of both tasks on test, added. The least is at "
-                    f"({lams[i]:g}, {lams[j]:g}); a wide light basin around (1, 1) means that the "
-                    "two task vectors can simply be added.", a.path("landscape"),
-                    high=3 * L.min().item())
+                    f"Sum of both test losses, least at ({lams[i]:g}, {lams[j]:g}). Where (1, 1) "
+                    "is light too, the two task vectors can simply be added.",
+                    a.path("landscape"), high=3 * L.min().item())
     return {"lams": lams, "pair": pair, "loss": L.tolist()}
 
 
 @instrument
 def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     """Does entropy rank merged models as the loss does? Spearman over models, per task."""
-    zero, ones = {"c": torch.zeros(len(a.names))}, torch.eye(len(a.names))
-    functions = [lambda p, x, task=task: a.logits(p["c"], task, "test").cpu() for task in a.names]
+    base, taus, logits = coordinates(a, a.names)
     labelled = [(None, a.sample(task, "test")[1]) for task in a.names]
-    H, L, rho = measures.entropy_and_loss(zero, [{"c": one} for one in ones], functions, labelled,
-                                          lams).values()
+    H, L, rho = measures.entropy_and_loss(base, taus, logits, labelled, lams).values()
     print(cli.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
     if a.folder:
         plots.curves({n: sorted(zip(H[:, t].tolist(), L[:, t].tolist()))
                       for t, n in enumerate(a.names)}, "mean entropy (nats)",
                      "mean cross entropy (nats)", f"Entropy and loss of merged models, {a.method}",
-                     f"A point is theta_0 + lam sum tau for lam in {list(lams)}. AdaMerging lowers "
-                     "the entropy and hopes for the loss: it may where the lines rise.",
-                     a.path("entropy"))
+                     f"A point is theta_0 + lam sum tau, lam in {list(lams)}. Where a line rises, "
+                     "less entropy, which AdaMerging seeks, is less loss.", a.path("entropy"))
     return {"lams": lams, "entropy": H.tolist(), "loss": L.tolist(), "spearman": rho.tolist()}

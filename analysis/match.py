@@ -16,6 +16,7 @@ no pretrained model is common to both: class prototypes and a linear probe (enco
 """
 
 import argparse
+import contextlib
 import statistics
 from functools import partial
 from pathlib import Path
@@ -40,11 +41,10 @@ WRITTEN = "PLeaS, stream and units matched"
 
 def check_alike(a, b):
     """BadInput unless both encoders compute the same function of their weights and inputs."""
-    def described(model):
-        return (str(model), [(block.heads, block.activation) for block in model.blocks],
-                {k: v.flatten().tolist() for k, v in model.named_buffers()},
-                model.tokenizer.vocab if model.kind == "text" else None)
-
+    described = lambda model: (
+        str(model), [(block.heads, block.activation) for block in model.blocks],
+        {k: v.flatten().tolist() for k, v in model.named_buffers()},
+        model.tokenizer.vocab if model.kind == "text" else None)
     if described(a) != described(b):
         raise BadInput(f"{a.name} and {b.name} are not of one architecture: only encoders with the "
                        "same layers, heads, normalisation and vocabulary can be matched")
@@ -56,25 +56,17 @@ def weights_of(encoder):
 
 
 @torch.no_grad()
-def stream_of(encoder, params, inputs):
+def stream_of(encoder, params, batches):
     """The residual stream z (rows, D): what every block puts out, for every real token."""
-    outputs, real = [], encoder.tokens(inputs)
-    keep = lambda module, given, out: outputs.append(out[real])
-    hooks = [block.register_forward_hook(keep) for block in encoder.blocks]
-    try:
-        functional_call(encoder, params, (inputs,))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    outputs = []
+    for inputs in batches:
+        real = encoder.tokens(inputs)
+        keep = lambda module, given, out, real=real: outputs.append(out[real])
+        with contextlib.ExitStack() as hooks:
+            for block in encoder.blocks:
+                hooks.enter_context(block.register_forward_hook(keep))
+            functional_call(encoder, params, (inputs,))
     return torch.cat(outputs)
-
-
-def matched_stream(encoder, a, b, batches):
-    """b with its residual stream in the order of a's; the mean correlation of what was matched."""
-    z_a, z_b = (torch.cat([stream_of(encoder, p, x) for x in batches]) for p in (a, b))
-    likeness = correlation(z_a, z_b)                                                  # (D, D)
-    order = assignment(likeness)
-    return permute_stream(b, order), likeness.gather(1, order[:, None]).mean().item()
 
 
 def merged(encoder, a, b, batches):
@@ -90,29 +82,30 @@ def merged(encoder, a, b, batches):
         return RULES["pleas"](a, [{k: torch.zeros_like(v) for k, v in a.items()}, tau],
                               activations=inputs_of, batches=batches, heads=heads)
 
-    turned, likeness = matched_stream(encoder, a, b, batches)
+    likeness = correlation(*(stream_of(encoder, params, batches) for params in (a, b)))   # (D, D)
+    order = assignment(likeness)
+    turned = permute_stream(b, order)                    # its residual stream in the order of a's
     rows = [rows_of(inputs_of, params, batches) for params in (a, turned)]
     ways = {"a": a, "b": b, "mean": mean(b), "mean, stream matched": mean(turned),
             "mean, stream and units matched": mean(match_blocks(a, turned, rows, heads)),
             "PLeaS, units matched": pleas(b), WRITTEN: pleas(turned)}
-    return ways, likeness
+    return ways, likeness.gather(1, order[:, None]).mean().item()
 
 
 def scores(encoder, tasks, encode, split, limit):
     """Mean accuracies over the tasks of heads fitted to features of `train`; one for each head."""
-    means = {name: [] for name in HEADS}
+    rows = []
     for task in tasks:
         inputs, labels = data.load(task, "train", limit=limit or EXAMPLES, encode=encode)
         scored, truth = data.load(task, split, limit=limit, encode=encode)
         training, test = features(encoder, inputs), features(encoder, scored)
-        for name, head in HEADS.items():
-            fitted = head(encoder.width, data.classes(task)).fit(training, labels)
-            means[name].append(correct(fitted, test, truth))
-    return [statistics.fmean(values) for values in means.values()]
+        heads = [cls(encoder.width, data.classes(task)) for cls in HEADS.values()]
+        rows.append([correct(head.fit(training, labels), test, truth) for head in heads])
+    return [statistics.fmean(column) for column in zip(*rows)]
 
 
-def arguments():
-    """The command line."""
+def main():
+    """Match, merge, score; write what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("a", help="a checkpoint, as train.py --model takes it; its order is kept")
@@ -125,12 +118,6 @@ def arguments():
     cli.positive(args, "examples", "limit")
     if args.out:
         huggingface.check_new(args.out)
-    return args
-
-
-def main():
-    """Match, merge, score; write what came of it."""
-    args = arguments()
     encoder, other = encoders.load(args.a), encoders.load(args.b)
     check_alike(encoder, other)
     if args.out:
@@ -144,8 +131,8 @@ def main():
     print(f"matched coordinates of the residual streams correlate with {likeness:.2f} in the mean")
     rows = []
     for name, params in tqdm(ways.items(), desc="encoders"):
-        means = scores(with_weights(encoder, params), tasks, encode, args.split, args.limit)
-        rows.append([name, *(f"{v:.3f}" for v in means)])
+        model = with_weights(encoder, params)
+        rows.append([name, *scores(model, tasks, encode, args.split, args.limit)])
     print(cli.table(["encoder", *HEADS], rows))
     if args.out:
         with huggingface.new_folder(args.out) as folder:

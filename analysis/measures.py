@@ -27,21 +27,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from errors import BadInput
-from merge import add, check_length, layer_of
+from merge import add, layer_of, total
 from rules.adamerging import entropy
-
-
-def check_alike(name, dicts):
-    """The dicts as a list; raise BadInput if there is none or if their keys or shapes differ."""
-    dicts = list(dicts)
-    if not dicts:
-        raise BadInput(f"no {name} given: give at least one")
-    shapes = [{k: v.shape for k, v in d.items()} for d in dicts]
-    for i, other in enumerate(shapes):
-        if differing := sorted({k for k, _ in shapes[0].items() ^ other.items()}):
-            raise BadInput(f"{name} {i} differs from the first in {', '.join(differing[:5])}: "
-                           "compare models of one shape that train the same layers")
-    return dicts
 
 
 def pairwise(function, dicts):
@@ -51,9 +38,6 @@ def pairwise(function, dicts):
         pairs = ((dicts[i][k].double(), dicts[j][k].double()) for k in sorted(dicts[i]))
         out[i, j] = out[j, i] = sum(function(u, v).item() for u, v in pairs)
     return out
-
-
-# ---- forgetting ----------------------------------------------------------------------------------
 
 
 def forgetting(base_target, base_control, curve, keep=0.95):
@@ -69,26 +53,20 @@ def forgetting(base_target, base_control, curve, keep=0.95):
     return best if best and best[1] <= base_target else None
 
 
-# ---- geometry ------------------------------------------------------------------------------------
-
-
 def cosines(taus):
-    """Cosine of every pair of task vectors, (T, T) float64 in [-1, 1]; 0 where one is all zeros.
-
-    BadInput where they differ in keys or shapes.
-    """
-    gram = pairwise(lambda u, v: (u * v).sum(), check_alike("vector", taus))
+    """Cosine of every pair of task vectors, (T, T) float64 in [-1, 1]; 0 where one is all zeros."""
+    gram = pairwise(lambda u, v: (u * v).sum(), taus)
     sizes = gram.diag().sqrt()
     sizes = torch.where(sizes > 0, sizes, 1)
     return (gram / torch.outer(sizes, sizes)).clamp(-1, 1)
 
 
 def distances(models):
-    """L2 distance of every pair of models, (T, T) float64; BadInput where keys or shapes differ.
+    """L2 distance of every pair of models, (T, T) float64.
 
     From the differences: ||a||^2 + ||b||^2 - 2 <a, b> loses all digits of two close models.
     """
-    return pairwise(lambda u, v: (u - v).square().sum(), check_alike("vector", models)).sqrt()
+    return pairwise(lambda u, v: (u - v).square().sum(), models).sqrt()
 
 
 def norms_by_layer(tau):
@@ -106,13 +84,9 @@ def pca(taus, components=2):
     components   (2) how many, 1 <= c <= T; those beyond the rank of the centred vectors are 0
     The centred T x T Gram matrix has the left singular vectors of the centred stack and its squared
     singular values; from the distances, it keeps its digits however much all vectors share. In
-    every component the score of largest magnitude (the first of several) is positive. BadInput for
-    another c, or vectors that differ in keys or shapes.
+    every component the score of largest magnitude (the first of several) is positive.
     """
-    D = distances(taus)
-    T = len(D)
-    if not 1 <= components <= T:
-        raise BadInput(f"components {components} is outside 1 .. {T}, the number of task vectors")
+    D, T = distances(taus), len(taus)
     J = torch.eye(T, dtype=torch.float64) - 1 / T
     values, vectors = torch.linalg.eigh(-0.5 * J @ D ** 2 @ J)               # increasing
     values, vectors = values.flip(0), vectors.flip(1)
@@ -121,16 +95,12 @@ def pca(taus, components=2):
     sizes = scores.abs()
     first = (sizes >= (1 - 1e-6) * sizes.amax(0)).int().argmax(0, keepdim=True)       # (1, c)
     sign = torch.where(scores.gather(0, first) < 0, -1, 1)
-    total = values.sum()
-    return scores * sign, values[:components] / torch.where(total > 0, total, 1)
-
-
-# ---- interference --------------------------------------------------------------------------------
+    variance = values.sum()
+    return scores * sign, values[:components] / torch.where(variance > 0, variance, 1)
 
 
 def plane(base, tau_a, tau_b, lams, desc):
     """((row, column), theta_0 + lam_a tau_a + lam_b tau_b) over a square grid, with a bar."""
-    check_alike("task vector", [base, tau_a, tau_b])
     with tqdm(total=len(lams) ** 2, desc=desc) as bar:
         for i, lam_a in enumerate(lams):
             row = add(base, tau_a, lam_a)
@@ -146,14 +116,10 @@ def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
     functions   two callables (params, x) -> logits, of task a and task b
     inputs      two tensors of inputs x, of task a and task b
     lams        n coefficients, the same for both axes
-    The share of inputs whose predicted class another task vector changes, summed over the two
-    tasks: 0 is no interference, 2 is the most. The 2 n predictions of one task vector alone are
-    made once. Outputs that add up, as those of a linearized model do, do not imply xi = 0: the
-    other vector must also be silent on this task's inputs. BadInput for other than two tasks.
+    The 2 n predictions of one task vector alone are made once. Outputs that add up, as those of a
+    linearized model do, do not imply xi = 0: the other vector must also be silent on this task's
+    inputs.
     """
-    for name, given in (("functions", functions), ("inputs", inputs)):
-        check_length(name, given, (tau_a, tau_b))
-    lams = [float(lam) for lam in lams]
     predict = lambda t, params: functions[t](params, inputs[t]).argmax(-1)
     alone = [[predict(t, add(base, tau, lam)) for lam in lams]
              for t, tau in enumerate((tau_a, tau_b))]                        # 2 x n of (B_t,)
@@ -170,15 +136,10 @@ def landscape(base, tau_a, tau_b, losses, lams):
 
     losses   two callables params -> number;  lams   n coefficients, the same for both axes
     """
-    check_length("losses", losses, (tau_a, tau_b))
-    lams = [float(lam) for lam in lams]
     out = torch.zeros(len(lams), len(lams), dtype=torch.float64)
     for cell, params in plane(base, tau_a, tau_b, lams, "landscape"):
         out[cell] = sum(float(loss(params)) for loss in losses)
     return out
-
-
-# ---- rank correlation ----------------------------------------------------------------------------
 
 
 def ranks(x):
@@ -190,11 +151,8 @@ def ranks(x):
 def spearman(x, y):
     """Spearman's rho of x (n,) and y (n,): the Pearson correlation of their ranks, a float.
 
-    0.0 where one of them is constant. BadInput for other shapes, and for NaN, which has no rank.
+    0.0 where one of them is constant. BadInput for NaN, which has no rank.
     """
-    if x.ndim != 1 or x.shape != y.shape:
-        raise BadInput(f"spearman of shapes {tuple(x.shape)} and {tuple(y.shape)}: give two "
-                       "vectors of one length")
     if x.isnan().any() or y.isnan().any():
         raise BadInput("spearman of NaN: leave out the entries that were not measured")
     u, v = ranks(x), ranks(y)
@@ -210,16 +168,11 @@ def entropy_and_loss(base, taus, functions, labelled, lams):
     labelled   T pairs of inputs x (B, ...) and labels y (B,);  functions   T callables
     lams       n coefficients: the models are theta_0 + lam sum_t tau_t
     Returns {"entropy": (n, T), "loss": (n, T), "spearman": (T,)}: means over the inputs of a task,
-    and per task the rank correlation of the two over the n models. BadInput unless there is one
-    function and one pair for every task vector.
+    and per task the rank correlation of the two over the n models.
     """
-    taus = check_alike("task vector", [base, *taus])[1:]
-    for name, given in (("functions", functions), ("labelled", labelled)):
-        check_length(name, given, taus)
-    total = {k: sum(tau[k] for tau in taus) for k in base}
-    H, L = [], []
-    for lam in tqdm([float(lam) for lam in lams], desc="entropy"):
-        params = add(base, total, lam)
+    H, L, sum_of_taus = [], [], total(taus)
+    for lam in tqdm(lams, desc="entropy"):
+        params = add(base, sum_of_taus, lam)
         logits = [function(params, x).double() for function, (x, _) in zip(functions, labelled)]
         H.append([entropy(z).mean().item() for z in logits])
         L.append([F.cross_entropy(z, y).item() for z, (_, y) in zip(logits, labelled)])

@@ -1,8 +1,9 @@
-"""The five kinds of figure that eval.py draws. matplotlib is optional: without it, a line says so.
+"""The figures that eval.py and bench draw. matplotlib is optional: without it, a line says so.
 
 Every figure has axes with units and a caption below that says what to see.
 """
 
+import statistics
 import textwrap
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def canvas(width=6.4, height=4.6):
     return pyplot.subplots(figsize=(width, height), layout="constrained")
 
 
-def save(figure, caption, path):
-    """Add the caption and write the file."""
+def save(figure, axes, x_label, y_label, title, caption, path):
+    """Label the axes, add the caption and write the file."""
     from matplotlib import pyplot
+    axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
     figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -49,9 +51,8 @@ def matrix(values, names, title, caption, path, low=None, high=None):
         for j, value in enumerate(row):
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
                       color="white" if value < middle else "black")
-    axes.set_title(title)
     figure.colorbar(image, shrink=0.8)
-    save(figure, caption, path)
+    save(figure, axes, "", "", title, caption, path)
 
 
 def plane(values, lams, names, title, caption, path, low=None, high=None):
@@ -61,14 +62,13 @@ def plane(values, lams, names, title, caption, path, low=None, high=None):
     extent = (lams[0] - edge, lams[-1] + edge) * 2
     image = axes.imshow(values.numpy(), origin="lower", extent=extent, cmap="magma_r", vmin=low,
                         vmax=high)
-    axes.set_xlabel(f"coefficient of {names[1]}")
-    axes.set_ylabel(f"coefficient of {names[0]}")
     axes.plot([0], [0], "o", color="tab:cyan", label="pretrained")
     axes.plot([0, 1], [1, 0], "^", color="tab:green", label="single tasks")
     axes.plot([1], [1], "s", color="tab:blue", label="sum of both")
-    axes.legend(fontsize=8, loc="upper left"), axes.set_title(title)
+    axes.legend(fontsize=8, loc="upper left")
     figure.colorbar(image, shrink=0.85)
-    save(figure, caption, path)
+    x_label, y_label = (f"coefficient of {name}" for name in (names[1], names[0]))
+    save(figure, axes, x_label, y_label, title, caption, path)
 
 
 def curves(lines, x_label, y_label, title, caption, path, log=False):
@@ -81,9 +81,26 @@ def curves(lines, x_label, y_label, title, caption, path, log=False):
             axes.fill_between(x, *band, alpha=0.15, color=drawn.get_color())
     if log:
         axes.set_xscale("log", base=2), axes.set_yscale("log", base=2)
-    axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
     axes.grid(alpha=0.3), axes.legend(fontsize=8)
-    save(figure, caption, path)
+    save(figure, axes, x_label, y_label, title, caption, path)
+
+
+def coefficient(rows, path):
+    """Accuracy on val over lam, from rows {eval.Group: {rule: row}}: a line per method and rule."""
+    scores = {}                                              # {label: {lam: [one of each seed]}}
+    for group in rows:
+        for rule, row in rows[group].items():
+            label = f"{group.method} {rule}" if group.method else rule
+            curve = [(choice["lam"], score) for choice, score in row.get("val_curve", ())
+                     if "lam" in choice]
+            for lam in sorted({lam for lam, _ in curve}):
+                best = max(score for at, score in curve if at == lam)     # over other swept keys
+                scores.setdefault(label, {}).setdefault(lam, []).append(best)
+    lines = {label: [(lam, statistics.fmean(seeds), min(seeds), max(seeds))
+                     for lam, seeds in points.items()] for label, points in scores.items()}
+    curves(lines, "coefficient lam", "validation accuracy", "Merging coefficient",
+           "Mean accuracy of the merged model over its tasks. A line is the mean of the seeds, its "
+           "band goes from the lowest to the highest. A flat line forgives a wrong lam.", path)
 
 
 def points(places, names, labels, title, caption, path):
@@ -93,8 +110,7 @@ def points(places, names, labels, title, caption, path):
     for (x, y), name in zip(places, names):
         axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
     axes.axhline(0, color="gray", linewidth=0.6), axes.axvline(0, color="gray", linewidth=0.6)
-    axes.set_xlabel(labels[0]), axes.set_ylabel(labels[1]), axes.set_title(title)
-    save(figure, caption, path)
+    save(figure, axes, *labels, title, caption, path)
 
 
 def scatter(groups, x_label, y_label, title, caption, path):
@@ -105,6 +121,5 @@ def scatter(groups, x_label, y_label, title, caption, path):
     axes.plot([1], [1], "k*", markersize=12, label="both single models")
     low = min(v for places in groups.values() for place in places for v in place)
     axes.plot([low, 1], [low, 1], color="gray", linewidth=0.6)
-    axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
     axes.grid(alpha=0.3), axes.legend(fontsize=8)
-    save(figure, caption, path)
+    save(figure, axes, x_label, y_label, title, caption, path)

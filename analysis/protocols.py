@@ -16,11 +16,9 @@ import merge
 from analysis import measures, plots
 from analysis.corruptions import CORRUPTIONS, corrupt
 from analysis.instruments import INSTRUMENTS, Analysis, Subset, instrument
-from encoders.heads import correct, features
+from encoders.heads import accuracy
 from errors import BadInput
 from experiment import cli, run_folder, scoring, spaces
-
-# ---- how many tasks ------------------------------------------------------------------------------
 
 
 @instrument
@@ -42,10 +40,10 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
         lam = best_lam(merged[:per_size], lams) if free else 1.0
         scores = [{n: s.score(lam, n, "test") for n in s.members} for s in merged]
         ratios = [scoring.normalised(score, single) for score in scores]
-        absolute = statistics.fmean(map(scoring.mean, scores))
-        means = list(map(scoring.mean, ratios))
+        means = [scoring.mean(ratio) for ratio in ratios]
         spread = statistics.fmean(means), min(means), max(means)
-        rows.append([rule, K, len(merged), lam if free else "-", absolute, *spread])
+        rows.append([rule, K, len(merged), lam if free else "-",
+                     statistics.fmean(map(scoring.mean, scores)), *spread])
         curves[rule].append((K, *spread))
         if K == 2:
             pairs[rule] = [tuple(ratio.values()) for ratio in ratios]
@@ -54,24 +52,18 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     if a.folder:
         plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
                      f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst "
-                     "to the best one; 1 is as good as the single models. One lam per rule and "
-                     "number of tasks, chosen on validation.", a.path("subsets"))
+                     "to the best; 1 is as good as the single models.", a.path("subsets"))
         plots.scatter(pairs, "normalised accuracy, first task of the pair",
                       "normalised accuracy, second task", f"All pairs of tasks, {a.method}",
-                      "A point is one merged pair; (1, 1) is both single models at once. Points "
-                      "off the diagonal favour one of the two tasks.", a.path("pairs"))
+                      "A point is one merged pair; off the diagonal it favours one of the two.",
+                      a.path("pairs"))
     return {"rows": rows, "curves": curves, "pairs": pairs}
 
 
 def best_lam(merged, lams):
     """The lam with the best accuracy on val, a mean over subsets and their tasks."""
-    best, best_score = None, -1.0
-    for lam in lams:
-        score = statistics.fmean(statistics.fmean(s.score(lam, n, "val") for n in s.members)
-                                 for s in merged)
-        if score > best_score:
-            best, best_score = lam, score
-    return best
+    return max(lams, key=lambda lam: statistics.fmean(
+        statistics.fmean(s.score(lam, n, "val") for n in s.members) for s in merged))
 
 
 @instrument
@@ -85,8 +77,8 @@ def coefficient(a, lams=tuple(i / 10 for i in range(16))):
                                                 for i, (lam, m) in enumerate(average)]))
     if a.folder:
         plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
-                     f"theta_0 + lam sum tau, {a.method}", "Left the pretrained model, 1/T the "
-                     f"average ({1 / len(a.names):.3f}). A flat curve forgives a bad coefficient.",
+                     f"theta_0 + lam sum tau, {a.method}", "The average of the models is at 1/T = "
+                     f"{1 / len(a.names):.3f}. A flat curve forgives a bad coefficient.",
                      a.path("coefficient"))
     return scores | {"mean": average}
 
@@ -97,29 +89,27 @@ def unseen(a):
     rows = []
     for n in tqdm(a.names, desc="unseen"):
         others = [m for m in a.names if m != n]
-        rows.append([n, a.score(a.only([]), n, "test"), a.score(a.only(others, a.lam), n, "test"),
-                     a.score(a.only(a.names, a.lam), n, "test"), a.score(a.only([n]), n, "test")])
+        models = (a.only([]), a.only(others, a.lam), a.only(a.names, a.lam), a.only([n]))
+        rows.append([n, *[a.score(c, n, "test") for c in models]])
     means = [statistics.fmean(column) for column in list(zip(*rows))[1:]]
     print(cli.table(["task", "base", "merged without it", "merged with it", "its own model"],
                     [*rows, ["mean", *means]]))
     return {"rows": rows, "mean": means}
 
 
-# ---- forgetting ----------------------------------------------------------------------------------
-
-
 @instrument
 def retention(a):
     """Every single-task model on every task: what fine-tuning on one does to the others."""
+    names = ["base", *a.names]
     table = [[a.score(a.only([row]), column, "test") for column in a.names]
-             for row in tqdm(["base", *a.names], desc="retention")]
+             for row in tqdm(names, desc="retention")]
     print(cli.table(["trained on \\ scored on", *a.names],
-                    [[n, *row] for n, row in zip(["base", *a.names], table)]))
-    others = [table[0][j] - table[i + 1][j] for i in range(len(a.names))
-              for j in range(len(a.names)) if i != j]
-    print(f"lost on another task: {statistics.fmean(others):.3f} in the mean, "
-          f"{max(others):.3f} at most")
-    return {"names": ["base", *a.names], "table": table, "lost": statistics.fmean(others)}
+                    [[n, *row] for n, row in zip(names, table)]))
+    base, *single = table
+    lost = [base[j] - row[j] for i, row in enumerate(single) for j in range(len(row)) if i != j]
+    mean = statistics.fmean(lost)
+    print(f"lost on another task: {mean:.3f} in the mean, {max(lost):.3f} at most")
+    return {"names": names, "table": table, "lost": mean}
 
 
 @instrument
@@ -147,6 +137,7 @@ def analogy(a):
     beyond what the search over more candidates explains, there is no analogy to speak of.
     """
     rows = []
+    formula = lambda c: " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
     for d in tqdm(a.names, desc="analogy"):
         others = [n for n in a.names if n != d]
         pairs = [a.only(p, a.lam) for p in itertools.combinations(others, 2)]
@@ -155,69 +146,52 @@ def analogy(a):
         val = lambda c: a.score(c, d, "val")
         pair, triple = max(pairs, key=val), max(triples, key=val)
         rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), pair, triple)],
-                     formula(a, pair), formula(a, triple)])
+                     formula(pair), formula(triple)])
     means = [statistics.fmean(row[i] for row in rows) for i in (1, 2, 3)]
     print(cli.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
                     [*rows, ["mean", *means, "", ""]]))
     return {"rows": rows, "mean": means}
 
 
-def formula(a, c):
-    """Coefficients as text: +digits -letters."""
-    return " ".join(f"{'+-'[v < 0]}{n}" for v, n in zip(c, a.names) if v)
-
-
-# ---- robustness ----------------------------------------------------------------------------------
-
-
 @instrument
 def corruption(a, severities=(1, 3, 5)):
     """Task arithmetic and the base on corrupted test images, seven kinds."""
-    rows = []
-    models = {"base": a.space.base, "merged": a.at(a.only(a.names, a.lam))}
+    rows, merged = [], a.at(a.only(a.names, a.lam))
+    models = [a.space.apply(params) for params in (a.space.base, merged)]
     clean = {n: a.sample(n, "test") for n in a.names}
-    for name, severity in tqdm([("clean", 0), *itertools.product(CORRUPTIONS, severities)],
-                               desc="corruption"):
+    kinds = [("clean", 0), *itertools.product(CORRUPTIONS, severities)]
+    for name, severity in tqdm(kinds, desc="corruption"):
         images = {n: corrupt(x, name, severity) if severity else x for n, (x, _) in clean.items()}
-        line = [name, severity]
-        for params in models.values():
-            model = a.space.apply(params)
-            line.append(statistics.fmean(
-                correct(a.tasks.heads[n], features(model, images[n]), clean[n][1])
-                for n in a.names))
-        rows.append(line)
+        scores = [statistics.fmean(accuracy(model, a.tasks.heads[n], images[n], clean[n][1])
+                                   for n in a.names) for model in models]
+        rows.append([name, severity, *scores])
     print(cli.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
     return {"rows": rows}
-
-
-# ---- eval.py --analyze ---------------------------------------------------------------------------
 
 
 def check(runs, args):
     """BadInput for an instrument that does not fit these runs; --analyze all leaves it out."""
     texts = any(encoders.kind(run["setting"]["model"]) == "text" for run in runs)
     tasks = {run["setting"]["task"] for run in runs if len(run_folder.tasks(run)) == 1}
-    for name, unfit, why in (
-            ("corruption", texts, "corruption is for images and these runs are on texts"),
-            ("analogy", len(tasks) < 4, "analogy needs runs on four tasks or more")):
-        if unfit and name in args.analyze:
-            if not args.everything:
-                raise BadInput(f"{why}: leave it out of --analyze")
-            tqdm.write(f"left out: {why}")
-            args.analyze.remove(name)
+    unfit = {"corruption": "is for images and these runs are on texts"} if texts else {}
+    unfit |= {"analogy": "needs runs on four tasks or more"} if len(tasks) < 4 else {}
+    for name in [name for name in unfit if name in args.analyze]:
+        if not args.everything:
+            raise BadInput(f"{name} {unfit[name]}: leave it out of --analyze")
+        tqdm.write(f"left out: {name} {unfit[name]}")
+        args.analyze.remove(name)
 
 
 def analyze(groups, args):
     """Use the instruments on every group {eval.Group: runs}; returns {title: numbers}."""
-    numbers = {}
+    numbers, lams = {}, [i / 20 for i in range(1, 21)]
     for group, runs in groups.items():
         _, single = scoring.split_joint(runs)
         tasks = scoring.Tasks(single, args.device, args.limit, args.unlabelled)
         space = spaces.vectors(single, group.space, args.device)
         a = Analysis(space, tasks, group.method, args.lam, folder=args.plot)
         if args.lam is None:
-            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)],
-                             [i / 20 for i in range(1, 21)])
+            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams)
         print(f"\n{group.method}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
               f"first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:

@@ -6,14 +6,6 @@
     python -m bench --rules adamerging                 # one gradient of its coefficients
     python -m bench --growth                           # against rank, depth, batch, tasks
     python -m bench --peft tiny                        # training steps beside the PEFT library
-
-Time     the adapters take turns: each round gives every one of them a few steps, and its ratio to
-         LoRA is formed within the round, so that a slow moment of the machine hits all alike. The
-         table shows the median over the rounds and the middle half.
-Memory   bytes that autograd keeps from the forward to the backward pass, each storage once, without
-         the frozen model: what a batch costs, counted exactly and not sampled.
-Rules    seconds with all task vectors in memory, also relative to reading each number once; and the
-         most memory held, in task vectors beside the base, when they come one by one.
 """
 
 import argparse
@@ -28,8 +20,8 @@ from experiment import cli, run_folder
 from experiment.scoring import RULES
 
 
-def arguments():
-    """The command line."""
+def main():
+    """Print the table that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--adapters", help="comma-separated (default: all)")
@@ -54,15 +46,8 @@ def arguments():
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
     args.batch = args.batch or (16 if args.rules == "adamerging" else 32)
     args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
-    return args
-
-
-def main():
-    """Print the table that was asked for."""
-    args = arguments()
     if args.growth:
-        folder = plots.folder(args.plot) if args.plot else None
-        growth.growth(args.rounds, folder)
+        growth.growth(args.rounds, plots.folder(args.plot) if args.plot else None)
     elif args.peft:
         peft_library.compare(args.peft == "small", args.batch, args.rounds, args.steps)
     elif args.rules == "adamerging":
@@ -74,8 +59,8 @@ def main():
     else:
         every = sorted(lora.ADAPTERS)
         names = cli.names(args.adapters, "adapter", every) if args.adapters else every
-        variants = [("lora", "off")]
-        variants += [(n, lora.ADAPTERS[n].linearize) for n in names if n != "lora"]
+        variants = [("lora", "off"),
+                    *((n, lora.ADAPTERS[n].linearize) for n in names if n != "lora")]
         if "l_lora" in names:
             variants += [("l_lora", "layer"), ("l_lora", "model" + steps.BY_JVP),
                          ("lora", "off" + steps.BY_JVP), ("lora", "off" + steps.RELEASED)]

@@ -33,8 +33,8 @@ SEEDS = (0, 1, 2)
 HERE = Path(__file__).parents[1]
 
 
-def folder(args, adapter, rate, task, seed):
-    """Where a run lives."""
+def folder(args, adapter, rate, seed, task):
+    """Where the run (adapter, rate, seed) on a task lives."""
     return args.out / f"{adapter}-{rate:g}-{task}-s{seed}"
 
 
@@ -44,14 +44,13 @@ def train(args, runs, title):
         adapter, rate, seed = run
         words = ["--adapter", adapter, "--lr", rate, "--task", ",".join(args.tasks), "--seed", seed,
                  "--steps", args.steps, "--model", args.model, "--resume",
-                 "--out", folder(args, adapter, rate, "{task}", seed)]
+                 "--out", folder(args, *run, "{task}")]
         return subprocess.run([sys.executable, str(HERE / "train.py"), *map(str, words)],
                               env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=HERE,
                               capture_output=True, text=True)
 
-    there = lambda a, rate, seed: all((folder(args, a, rate, task, seed) / "result.json").exists()
-                                      for task in args.tasks)
-    todo = [run for run in runs if not there(*run)]
+    todo = [run for run in runs if not all((folder(args, *run, task) / "result.json").exists()
+                                           for task in args.tasks)]
     with ThreadPoolExecutor(args.jobs) as pool:
         for run, done in zip(todo, tqdm(pool.map(one, todo), total=len(todo), desc=title)):
             if done.returncode:
@@ -60,16 +59,15 @@ def train(args, runs, title):
                 raise BadInput(f"{' '.join(map(str, run))}: {last}")
 
 
-def result(args, *run):
-    """result.json of a run."""
-    return json.loads((folder(args, *run) / "result.json").read_text())
+def results(args, *run):
+    """result.json of a run (adapter, rate, seed) on each of the tasks."""
+    return [json.loads((folder(args, *run, t) / "result.json").read_text()) for t in args.tasks]
 
 
 def best_rate(args, adapter):
     """The learning rate of the grid with the best mean validation accuracy at seed 0."""
-    val = lambda rate: statistics.fmean(result(args, adapter, rate, t, 0)["val"]
-                                        for t in args.tasks)
-    return max(args.rates, key=val)
+    return max(args.rates, key=lambda rate: statistics.fmean(
+        result["val"] for result in results(args, adapter, rate, 0)))
 
 
 def lines_of_code(cls):
@@ -79,13 +77,6 @@ def lines_of_code(cls):
     source = re.sub(r'""".*?"""', "", source, flags=re.DOTALL)
     return sum(bool(line.strip()) and not line.strip().startswith("#")
                for line in source.splitlines())
-
-
-def rank_bound(args, adapter):
-    """Largest rank the change of a layer can have."""
-    encoder = encoders.load(args.model)
-    lora.inject(encoder, adapter, generator=torch.Generator())
-    return max(layer.rank_bound() for layer in lora.adapters(encoder).values())
 
 
 def step_times(args):
@@ -99,18 +90,17 @@ def step_times(args):
 
 
 def row(args, adapter, times):
-    """One line of the table."""
+    """One line of the table; rank is the largest that the change of a layer can have."""
     cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
-    title = sys.modules[cls.__module__].__doc__.partition("\n\n")[0]
-    arxiv = re.search(r"\d{4}\.\d{5}", title)
-    cells = []
-    for task in args.tasks:
-        test = [result(args, adapter, rate, task, seed)["test"] for seed in SEEDS]
-        cells.append(f"{statistics.fmean(test):.3f} ± {statistics.stdev(test):.3f}")
-    first = result(args, adapter, rate, args.tasks[0], 0)
-    return [adapter, arxiv.group() if arxiv else "-", f"{first['trainable']:,}",
-            rank_bound(args, adapter), f"{rate:g}", *cells, f"{times[adapter]:.2f}",
-            lines_of_code(cls)]
+    arxiv = re.search(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__.partition("\n\n")[0])
+    by_seed = [results(args, adapter, rate, seed) for seed in SEEDS]
+    tests = [[result["test"] for result in task] for task in zip(*by_seed)]
+    encoder = encoders.load(args.model)
+    lora.inject(encoder, adapter, generator=torch.Generator())
+    return [adapter, arxiv.group() if arxiv else "-", f"{by_seed[0][0]['trainable']:,}",
+            max(layer.rank_bound() for layer in lora.adapters(encoder).values()), f"{rate:g}",
+            *(f"{statistics.fmean(test):.3f} ± {statistics.stdev(test):.3f}" for test in tests),
+            f"{times[adapter]:.2f}", lines_of_code(cls)]
 
 
 def main():

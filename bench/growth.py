@@ -19,7 +19,7 @@ import encoders
 from analysis import plots
 from bench.merging import task_vectors
 from bench.steps import Contender
-from bench.turns import keep_freed_memory, stop_keeping_freed_memory, turns
+from bench.turns import conditions, keep_freed_memory, stop_keeping_freed_memory, turns
 from experiment import cli
 from experiment.measure import Peak
 from experiment.scoring import RULES
@@ -36,10 +36,8 @@ def steps(axis, rounds):
         at = dict(rank=8, depth=4, batch=32) | {axis: size}
         torch.manual_seed(0)
         encoder = encoders.ViT(depth=at["depth"])
-        contender = Contender(adapter, reading, at["batch"], encoder, rank=at["rank"])
-        contender.step()                                                             # warm up
-        contenders[name, size] = contender
-    seconds = turns({key: c.step for key, c in contenders.items()}, rounds)
+        contenders[name, size] = Contender(adapter, reading, at["batch"], encoder, rank=at["rank"])
+    seconds = turns({key: c.train for key, c in contenders.items()}, rounds)
     return {key: (statistics.median(seconds[key]), c.kept()) for key, c in contenders.items()}
 
 
@@ -55,8 +53,6 @@ def merges(rounds):
     keep_freed_memory()
     taus = [make(t) for t in range(max(SIZES["tasks"]))]
     runs = {(rule, T): lambda f=RULES[rule], T=T: f(base, taus[:T]) for rule, T in keys}
-    for run in runs.values():
-        run()                                                                        # warm up
     return {key: (statistics.median(s), held[key]) for key, s in turns(runs, rounds).items()}
 
 
@@ -80,17 +76,13 @@ def growth(rounds, folder):
             for lines, values in zip(relative, both):
                 lines[f"{name}, {axis}"] = [(s / sizes[0], v / (values[0] or 1))
                                             for s, v in zip(sizes, values)]
-    print(f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(conditions(rounds))
     print(cli.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))
     if not folder:
         return
-    captions = {"time": "A step depends little on the rank; depth, batch and tasks are linear once "
-                        "the size outweighs what every step costs anyway.",
-                "memory": "What a step keeps for its backward pass, and what a merge holds beside "
-                          "the base: the average goes through its task vectors one by one, TIES "
-                          "needs them all."}
-    for lines, (what, caption), name in zip(relative, captions.items(), ("", "-memory")):
+    for lines, what, name in zip(relative, ("time", "memory"), ("", "-memory")):
         plots.curves(lines, "size / smallest size", f"{what} / that of the smallest size",
                      f"What a step and a merge cost as things grow: {what}",
-                     "Both axes are logarithmic; a line as steep as the first is linear. "
-                     + caption, folder / f"growth{name}.png", log=True)
+                     "Both axes are logarithmic; a line as steep as the first is linear. Memory is "
+                     "what a step keeps for its backward pass, and a merge beside the base.",
+                     folder / f"growth{name}.png", log=True)

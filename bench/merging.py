@@ -1,8 +1,7 @@
 """What rules cost on large task vectors.
 
-Time     rules take turns, and every round also reads each number of the task vectors once (a sum):
-         a ratio is formed within the round, the table shows the median. Freed memory is kept for
-         the next result, as in a loop over settings: a first result also pays for its pages.
+Time     every round also reads each number of the task vectors once (a sum), for a ratio. Freed
+         memory is kept for the next result, as in a loop over settings.
 Memory   the most held beside the base, in task vectors, when these come one by one.
 Recipes  two rules beside the way they are usually written: TIES on a (T, n) matrix, its threshold
          by sorting or by selection, and the gradient of AdaMerging's coefficients with the merged
@@ -15,7 +14,7 @@ import torch
 from torch.func import functional_call
 from tqdm import tqdm
 
-from bench.turns import keep_freed_memory, ratio, stop_keeping_freed_memory, turns
+from bench.turns import conditions, keep_freed_memory, ratio, stop_keeping_freed_memory, turns
 from encoders import ViT
 from experiment import cli
 from experiment.measure import Peak
@@ -61,11 +60,6 @@ def ties_by(threshold, base, taus, density=0.2):
     return {k: base[k] + v for k, v in unflatten(mean, base).items()}
 
 
-def reading(base, taus):
-    """Every number of every task vector, once."""
-    return [v.sum() for tau in taus for v in tau.values()]
-
-
 def rules(names, millions, rounds, count=8):
     """Print seconds of every rule, also against reading, and the task vectors it holds."""
     base, make = task_vectors(millions)
@@ -80,10 +74,8 @@ def rules(names, millions, rounds, count=8):
         held[name] = f"{min(peaks):.1f}"
     keep_freed_memory()
     taus = [make(t) for t in range(count)]
-    contenders = {"reading": lambda: reading(base, taus)}
+    contenders = {"reading": lambda: [v.sum() for tau in taus for v in tau.values()]}
     contenders |= {name: lambda f=RULES[name]: f(base, taus) for name in names}
-    for run in contenders.values():
-        run()                                                                    # warm up
     if "ties" in names:
         contenders |= {f"ties by {f.__name__}": lambda f=f: ties_by(f, base, taus)
                        for f in (sort, kthvalue)}
@@ -92,8 +84,7 @@ def rules(names, millions, rounds, count=8):
         middle = statistics.median(seconds[name])
         rows.append([name, f"{middle:.3f}", f"{1e9 * middle / size:.1f}",
                      f"{ratio(seconds, name, 'reading'):.2f}", held.get(name, "-")])
-    print(f"{count} task vectors of {size / 1e6:.1f} million parameters, {rounds} rounds, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{count} task vectors of {size / 1e6:.1f} million parameters, {conditions(rounds)}")
     print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
     if "ties" in names:
         print("  ".join(f"ties / {name} {ratio(seconds, 'ties', name):.2f}"
@@ -130,7 +121,7 @@ def adamerging(millions, rounds, batch, count=8):
 
     contenders = {"weights as leaves (ours)": ours, "in the graph": lambda: in_graph(False),
                   "in the graph, per task": lambda: in_graph(True)}
-    gradients = [run() for run in contenders.values()]                       # also warms up
+    gradients = [run() for run in contenders.values()]
     difference = max((g - gradients[0]).abs().max().item() for g in gradients)
     seconds, rows = turns(contenders, rounds), []
     stop_keeping_freed_memory()                                  # last: it slows everything down
@@ -141,6 +132,5 @@ def adamerging(millions, rounds, batch, count=8):
                      f"{ratio(seconds, name, 'in the graph'):.2f}", f"{peak.bytes / 2 ** 20:.0f}"])
     size = sum(v.numel() for v in base.values())
     print(f"coefficients of {count} task vectors of {size / 1e6:.1f} million parameters, {batch} "
-          f"images a task, {torch.get_num_threads()} threads; the gradients differ by at most "
-          f"{difference:.0e}")
+          f"images a task, {conditions(rounds)}; the gradients differ by at most {difference:.0e}")
     print(cli.table(["dL/dlam", "s", "/ in the graph", "MiB"], rows))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 import encoders
 import lora
-from bench.turns import quartiles, turns
+from bench.turns import conditions, quartiles, turns
 from experiment import cli
 from linearize import LinearizedLayer, LinearizedModel, adapt, encoder_of, method, taylor
 
@@ -31,47 +31,56 @@ class InAll(LinearizedLayer):
         return taylor(method(self.inner, "forward", x), p0, now)
 
 
-class Contender:
-    """One adapter on an encoder, the built-in one if none is given, an optimizer, a fixed batch."""
+class Step:
+    """A model, its optimizer and a fixed batch; `layers` are adapters with penalties and hooks."""
 
-    def __init__(self, adapter, reading, batch, encoder=None, **hp):
-        encoder = (encoder or encoders.load("vit")).requires_grad_(False)
-        self.frozen = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
-        generator = torch.Generator().manual_seed(0)
-        self.model, layers = adapt(encoder, adapter, reading.partition(",")[0], **hp,
-                                   generator=generator, **SETTLED.get(adapter, {}))
-        inner = encoder_of(self.model)
-        if reading == "model" + BY_JVP:
-            self.model = LinearizedModel(inner)
-        if by_layer := {"off" + BY_JVP: LinearizedLayer, "off" + RELEASED: InAll}.get(reading):
-            for name in layers:
-                inner.set_submodule(name, by_layer(inner.get_submodule(name)))
-        self.layers = list(lora.adapters(inner).values())
-        self.params = lora.trainable(inner).values()
-        groups = [g for layer in self.layers for g in layer.param_groups(1e-4, 0.0)]
-        self.optimizer, self.hooks, self.steps = torch.optim.AdamW(groups), type(self.layers[0]), 0
+    def __init__(self, model, batch, layers=()):
+        self.model, self.layers, self.steps = model, layers, 0
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.hooks = type(layers[0]) if layers else lora.Adapter
+        groups = [g for layer in layers for g in layer.param_groups(1e-4, 0.0)]
+        self.optimizer = torch.optim.AdamW(groups or self.params, 1e-4)
         generator = torch.Generator().manual_seed(1)
         self.images = torch.rand(batch, 1, 28, 28, generator=generator)
         self.labels = torch.randint(0, 10, (batch,), generator=generator)
 
+    def count(self):
+        """Trainable parameters."""
+        return sum(p.numel() for p in self.params)
+
     def loss(self):
-        """Cross entropy on the first ten features, plus the adapter's own penalty."""
+        """Cross entropy on the first ten features, plus the penalties."""
         penalty = sum(layer.regularizer() for layer in self.layers)
         return F.cross_entropy(self.model(self.images)[:, :10], self.labels) + penalty
 
     def train(self, steps=1):
         """Optimizer steps, as train.py takes them."""
         for _ in range(steps):
-            self.step()
+            self.steps += 1
+            self.optimizer.zero_grad()
+            self.loss().backward()
+            self.hooks.after_backward(self.layers, self.steps, 10_000)
+            torch.nn.utils.clip_grad_norm_(self.params, 1.0)
+            self.optimizer.step()
+            self.hooks.after_step(self.layers, self.steps, 10_000)
 
-    def step(self):
-        self.steps += 1
-        self.optimizer.zero_grad()
-        self.loss().backward()
-        self.hooks.after_backward(self.layers, self.steps, 10_000)
-        torch.nn.utils.clip_grad_norm_(self.params, 1.0)
-        self.optimizer.step()
-        self.hooks.after_step(self.layers, self.steps, 10_000)
+
+class Contender(Step):
+    """One adapter on an encoder, the built-in one if none is given."""
+
+    def __init__(self, adapter, reading, batch, encoder=None, **hp):
+        encoder = (encoder or encoders.load("vit")).requires_grad_(False)
+        self.frozen = {p.untyped_storage().data_ptr() for p in encoder.parameters()}
+        generator = torch.Generator().manual_seed(0)
+        model, layers = adapt(encoder, adapter, reading.partition(",")[0], **hp,
+                              generator=generator, **SETTLED.get(adapter, {}))
+        inner = encoder_of(model)
+        if reading == "model" + BY_JVP:
+            model = LinearizedModel(inner)
+        if by_layer := {"off" + BY_JVP: LinearizedLayer, "off" + RELEASED: InAll}.get(reading):
+            for name in layers:
+                inner.set_submodule(name, by_layer(inner.get_submodule(name)))
+        super().__init__(model, batch, list(lora.adapters(inner).values()))
 
     def kept(self):
         """Bytes saved for the backward pass of one batch, without the frozen weights."""
@@ -92,21 +101,18 @@ def compare(variants, batch, rounds, steps):
     """Print the table of variants (adapter, reading); their ratios to LoRA as a list of dicts."""
     contenders = {v: Contender(*v, batch) for v in tqdm(variants, desc="building")}
     for contender in contenders.values():
-        contender.train(2)                                           # warm up
+        contender.train(2)                                           # settle masks and directions
     seconds = turns({v: partial(c.train, steps) for v, c in contenders.items()}, rounds)
     lines, ratios, base = [], [], contenders["lora", "off"].kept()
-    for (adapter, reading), contender in contenders.items():
-        times = seconds[adapter, reading]
-        middle, text = quartiles(seconds, (adapter, reading), ("lora", "off"))
-        kept = contender.kept()
-        lines.append([adapter, reading.replace("off,", "layer,"),
-                      f"{sum(p.numel() for p in contender.params):,}",
-                      f"{1e3 * statistics.median(times) / steps:.0f}", text,
+    for variant, contender in contenders.items():
+        (adapter, reading), kept = variant, contender.kept()
+        middle, text = quartiles(seconds, variant, ("lora", "off"))
+        lines.append([adapter, reading.replace("off,", "layer,"), f"{contender.count():,}",
+                      f"{1e3 * statistics.median(seconds[variant]) / steps:.0f}", text,
                       f"{kept / 2 ** 20:.1f}", f"{kept / base:.2f}"])
         ratios.append({"adapter": adapter, "linearize": reading, "time": middle,
                        "kept": kept / base})
-    print(f"batch {batch}, {rounds} rounds of {steps} steps, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}")
+    print(f"batch {batch}, {steps} steps in each of {conditions(rounds)}")
     print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
                      "kept / lora"], lines))
     return ratios

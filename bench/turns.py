@@ -4,15 +4,24 @@ Ratios are formed within a round; every other round goes backwards, so that no c
 runs after the same one. For what glibc does with freed memory, see experiment/measure.py.
 """
 
+import contextlib
 import ctypes
 import statistics
 import time
 
+import torch
 from tqdm import tqdm
 
 
+def conditions(rounds):
+    """What every table of times says about its making."""
+    return f"{rounds} rounds, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def turns(contenders, rounds):
-    """{name: seconds of each round} of functions without arguments."""
+    """{name: seconds of each round} of functions without arguments, after one call to warm up."""
+    for run in contenders.values():
+        run()
     seconds = {name: [] for name in contenders}
     for turn in tqdm(range(rounds), desc="rounds"):
         for name in list(contenders)[::-1 if turn % 2 else 1]:
@@ -35,11 +44,9 @@ def quartiles(seconds, name, other):
 
 def set_allocator(trim_threshold, mmap_threshold):
     """glibc: bytes of freed memory it keeps, and the size from which it asks the system anew."""
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-1, trim_threshold), mallopt(-3, mmap_threshold)
-    except (AttributeError, OSError, TypeError):
-        pass
 
 
 def keep_freed_memory():

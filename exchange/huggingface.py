@@ -100,8 +100,8 @@ def config_of(model, model_type):
         return image
     ratio, rest = divmod(hidden := image.pop("intermediate_size"), model.width)
     if rest:
-        raise BadInput(f"a Dinov2Model cannot be described whose hidden width {hidden} is no "
-                       f"multiple of the width {model.width}: it cannot be exported")
+        raise BadInput(f"a Dinov2Model cannot be exported whose hidden width {hidden} is no "
+                       f"multiple of the width {model.width}")
     return image | {"mlp_ratio": ratio, "use_mask_token": False, "use_swiglu_ffn": False}
 
 
@@ -149,7 +149,6 @@ def check_new(out):
 @contextmanager
 def new_folder(out):
     """A folder to write into; it gets its name when everything is in it."""
-    check_new(out)
     with run_folder.replacing(out) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -173,13 +172,13 @@ def write_merged(model, heads, about, out):
 
     heads   {task: module};  about   a dict for merge.json, which also names the class of each head
     """
-    classes = {task: next(name for name, cls in HEADS.items() if type(head) is cls)
-               for task, head in heads.items()}
+    names = {cls: name for name, cls in HEADS.items()}
     with new_folder(out) as folder:
         write_encoder(plain(model), folder)
         safetensors.write(flat({task: head.state_dict() for task, head in heads.items()}),
                       folder / "heads.safetensors")
-        write_json(about | {"heads": classes}, folder / "merge.json")
+        write_json(about | {"heads": {task: names[type(head)] for task, head in heads.items()}},
+                   folder / "merge.json")
     print(f"wrote the merged encoder to {out}: train.py --model {out}, or AutoModel in Python")
 
 
@@ -189,10 +188,10 @@ def flat(groups):
             for name, t in tensors.items()}
 
 
-def unflat(tensors):
+def unflat(tensors, separator="/"):
     """The inverse; an empty group leaves nothing."""
     out = {}
     for key, tensor in tensors.items():
-        group, _, name = key.rpartition("/")
+        group, _, name = key.rpartition(separator)
         out.setdefault(group, {})[name] = tensor
     return out

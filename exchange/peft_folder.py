@@ -18,8 +18,7 @@ was trained on a Hugging Face folder.
 
 Trap     MODULE and target_modules are paths inside ViTModel, Dinov2Model or BertModel as
          transformers 5 has them in memory, where PEFT looks; in files they have other names
-         (huggingface.py). Both are read. Load the base with AutoModel, then the adapter with
-         PeftModel.from_pretrained.
+         (huggingface.py). Both are read.
 """
 
 import json
@@ -44,6 +43,8 @@ UNUSED = {"bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pa
           "lora_bias": False, "layer_replication": None, "target_parameters": None,
           "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None}
 STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also change the base
+ABOUT = ("setting", "layers", "base", "torch", "result")       # of a run, in run.json
+REMEDY = "give a folder that --export or PEFT wrote"
 
 
 # ---- adapters ------------------------------------------------------------------------------------
@@ -52,11 +53,9 @@ STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also cha
 def form(setting):
     """How a run is written as LoRA (the table above); BadInput where it cannot."""
     adapter, reading = setting["adapter"], setting["linearize"]
-    if not setting["quantize"]:
-        if reading == "layer" and adapter in ("lora", "l_lora"):
-            return "expanded"
-        if reading == "off" and adapter in FORMS:
-            return FORMS[adapter]
+    forms = {"off": FORMS, "layer": {"lora": "expanded", "l_lora": "expanded"}}.get(reading, {})
+    if adapter in forms and not setting["quantize"]:
+        return forms[adapter]
     name = " ".join([adapter, *[f"--linearize {reading}"] * (reading != "off"),
                      *[f"--quantize {setting['quantize']}"] * bool(setting["quantize"])])
     raise BadInput(f"{name} is no LoRA on the published weights: --export writes "
@@ -85,18 +84,12 @@ def from_peft(form, t):
     return out | ({"m": t[M]} if M in t else {})
 
 
-def layer_tensors(run, layer):
-    """The trained tensors and buffers of one layer, {name in the layer: tensor}."""
-    prefix = f"{layer}."
-    return {n.removeprefix(prefix): t for n, t in (run["buffers"] | run["trained"]).items()
-            if n.startswith(prefix)}
-
-
 def adapter_tensors(run, model_type):
     """adapter_model.safetensors of a run on an encoder of that type."""
+    by_layer = huggingface.unflat(run["buffers"] | run["trained"], ".")
     return {f"base_model.model.{huggingface.module_name(model_type, layer)}.{name}": tensor
             for layer in run["layers"]
-            for name, tensor in to_peft(form(run["setting"]), layer_tensors(run, layer)).items()}
+            for name, tensor in to_peft(form(run["setting"]), by_layer[layer]).items()}
 
 
 def adapter_config(run, model_type, base):
@@ -126,13 +119,12 @@ def parse(tensors, layers, form, rank, source):
             parts[layer][match[2]] = tensor
         else:
             unexpected.append(key)
-    if unexpected:
-        raise BadInput(f"{source} adapts what the run does not: "
-                       f"{', '.join(sorted(unexpected)[:5])}: "
-                       "give --targets the layers of the folder")
-    if lacking := [layer for layer, t in parts.items() if not {A, B} <= t.keys()]:
-        raise BadInput(f"{source} has no {A} and {B} for {', '.join(lacking[:5])}: "
-                       "give --targets the layers of the folder")
+    lacking = [layer for layer, t in parts.items() if not {A, B} <= t.keys()]
+    for problem, where in (("adapts what the run does not:", sorted(unexpected)),
+                           (f"has no {A} and {B} for", lacking)):
+        if where:
+            raise BadInput(f"{source} {problem} {', '.join(where[:5])}: "
+                           "give --targets the layers of the folder")
     for layer, t in parts.items():
         if t[A].ndim != 2 or t[B].ndim != 2 or {len(t[A]), t[B].shape[1]} != {rank}:
             raise BadInput(f"{source}: {layer} has {A} {tuple(t[A].shape)} and {B} "
@@ -145,10 +137,9 @@ def base_of(setting, model_type):
     """The folder of a run's base if transformers can load it as it is, else None."""
     path = encoders.find(setting["model"])
     changed = setting["random_weights"] or (setting["size"] is not None and model_type != "bert")
-    if changed or path.is_file():
-        return None
-    theirs = read_json(path / "config.json").get("model_type") in huggingface.TYPES
-    return str(path) if theirs else None
+    same = not changed and path.is_dir() and \
+        read_json(path / "config.json").get("model_type") in huggingface.TYPES
+    return str(path) if same else None
 
 
 def write_adapter(run, out):
@@ -168,7 +159,7 @@ def write_adapter(run, out):
         run_folder.write_json(config, folder / "adapter_config.json")
         safetensors.write(huggingface.flat(rest), folder / "run.safetensors")
         safetensors.write(huggingface.flat(run["heads"]), folder / "heads.safetensors")
-        about = {k: run[k] for k in ("setting", "layers", "base", "torch", "result")}
+        about = {k: run[k] for k in ABOUT}
         run_folder.write_json(about | {"kind": model_type, "trained": list(run["trained"])},
                               folder / "run.json")
     print(f"wrote {out}: load {config['base_model_name_or_path']} with transformers.AutoModel, "
@@ -182,19 +173,17 @@ def read_json(path):
     """A JSON object; BadInput if the file is missing or damaged."""
     try:
         value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): give a folder that --export "
-                       "or PEFT wrote") from None
-    if not isinstance(value, dict):
-        raise BadInput(f"{path} holds no JSON object: give a folder that --export or PEFT wrote")
+        raise BadInput(f"{path} cannot be read ({error}): {REMEDY}") from None
     return value
 
 
 def read_tensors(path):
     """A safetensors file; BadInput if it is missing or damaged."""
     if not path.is_file():
-        raise BadInput(f"{path.parent} has no {path.name}: give a folder that --export or PEFT "
-                       "wrote")
+        raise BadInput(f"{path.parent} has no {path.name}: {REMEDY}")
     return safetensors.read(path)
 
 
@@ -205,8 +194,7 @@ def load(folder):
         raise BadInput(f"{folder} is an adapter of another tool, without task and head: train it "
                        f"on with train.py --adapter lora --init {folder}")
     run = read_json(folder / "run.json")
-    if missing := sorted({"setting", "layers", "base", "torch", "result", "kind", "trained"}
-                         - run.keys()):
+    if missing := sorted({*ABOUT, "kind", "trained"} - run.keys()):
         raise BadInput(f"{folder / 'run.json'} lacks {', '.join(missing)}: export the run again")
     model_type, names = run.pop("kind"), run.pop("trained")
     config, want = read_json(folder / "adapter_config.json"), adapter_config(run, model_type, None)
@@ -215,11 +203,11 @@ def load(folder):
     tensors = read_tensors(folder / "adapter_model.safetensors")
     factors = parse(tensors, run["layers"], form(run["setting"]), want["r"], folder)
     rest = huggingface.unflat(read_tensors(folder / "run.safetensors"))
-    run |= {"folder": folder, "start": rest.get("start", {}),
-            "heads": huggingface.unflat(read_tensors(folder / "heads.safetensors")),
-            "trained": rest.get("trained", {}) | {n: t for n, t in factors.items() if n in names},
-            "buffers": rest.get("buffers", {}) | {n: t for n, t in factors.items()
-                                                  if n not in names}}
+    parts = {part: rest.get(part, {}) for part in ("start", "trained", "buffers")}
+    for name, tensor in factors.items():
+        parts["trained" if name in names else "buffers"][name] = tensor
+    run |= parts | {"folder": folder,
+                    "heads": huggingface.unflat(read_tensors(folder / "heads.safetensors"))}
     head = set(HEADS[run["setting"]["head"]](1, 1).state_dict())
     heads = {task: set(tensors) for task, tensors in run["heads"].items()}
     if not run["trained"].keys() == run["start"].keys() == set(names) or \
@@ -245,24 +233,24 @@ def check_start(setting):
     """BadInput unless the folder of --init holds what such a run trains; quick."""
     folder, adapter = setting["init"], setting["adapter"]
     config = read_json(Path(folder) / "adapter_config.json")
+    get = config.get
     if adapter not in ("lora", "rslora", "dora") or setting["linearize"] != "off":
         raise BadInput("--init starts --adapter lora, rslora or dora, without --linearize")
     check_config(folder, config, "peft_type", "LORA")
-    theirs = "dora" if config.get("use_dora") else "rslora" if config.get("use_rslora") else "lora"
-    if config.get("use_dora") and config.get("use_rslora"):
+    if get("use_dora") and get("use_rslora"):
         raise BadInput(f"{folder} is DoRA scaled as rsLoRA, which no adapter here is")
+    theirs = "dora" if get("use_dora") else "rslora" if get("use_rslora") else "lora"
     if theirs != adapter:
         raise BadInput(f"{folder} holds a {theirs}: train it on with --adapter {theirs}")
     for key, unused in UNUSED.items():
         check_config(folder, config, key, unused)
-    if config.get("init_lora_weights", True) not in STARTS:
+    if get("init_lora_weights", True) not in STARTS:
         raise BadInput(f"{folder} was started with {config['init_lora_weights']!r}, which changes "
                        "the base too: convert it to plain LoRA when saving it")
-    hp = setting["hp"]
-    if (config.get("r"), config.get("lora_alpha")) != (hp["rank"], hp["alpha"]):
-        raise BadInput(f"{folder} has rank {config.get('r')} and alpha {config.get('lora_alpha')}, "
-                       f"the run {hp['rank']} and {hp['alpha']:g}: add --rank {config.get('r')} "
-                       f"--alpha {config.get('lora_alpha')}")
+    rank, alpha, hp = get("r"), get("lora_alpha"), setting["hp"]
+    if (rank, alpha) != (hp["rank"], hp["alpha"]):
+        raise BadInput(f"{folder} has rank {rank} and alpha {alpha}, the run {hp['rank']} and "
+                       f"{hp['alpha']:g}: add --rank {rank} --alpha {alpha}")
 
 
 def start_from(setting, model, layers):

@@ -61,17 +61,16 @@ def grid(text):
 def names(text, what, choices):
     """"a,b" -> ["a", "b"]; BadInput for a name that is not among the choices."""
     given = [name for name in text.split(",") if name]
-    for name in given:
-        if name not in choices:
-            raise unknown(what, name, choices)
+    if strange := [name for name in given if name not in choices]:
+        raise unknown(what, strange[0], choices)
     return given
 
 
 def positive(args, *names):
     """BadInput for a number of the command line that is given and below 1."""
     for name in names:
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise BadInput(f"--{name} {getattr(args, name)}: give a positive number")
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise BadInput(f"--{name} {value}: give a positive number")
 
 
 def device(name):
@@ -88,12 +87,11 @@ def table(header, rows):
     """An aligned Markdown table; numbers to the right, three decimals."""
     text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
     cells = [header, *[[text(v) for v in row] for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    right = [i > 0 for i in range(len(header))]
-    line = lambda row: "| " + " | ".join(c.rjust(w) if r else c.ljust(w)
-                                         for c, w, r in zip(row, widths, right)) + " |"
-    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right)) + "|"
-    return "\n".join([line(header), rule, *[line(row) for row in cells[1:]]])
+    first, *widths = [max(map(len, column)) for column in zip(*cells)]
+    top, *lines = [" | ".join([left.ljust(first), *map(str.rjust, row, widths)])
+                   for left, *row in cells]
+    rule = "|" + "-" * (first + 2) + "|" + "".join("-" * (w + 1) + ":|" for w in widths)
+    return "\n".join([f"| {top} |", rule, *(f"| {line} |" for line in lines)])
 
 
 def entry(name, title, summary, options):

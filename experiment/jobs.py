@@ -4,9 +4,8 @@
                                                   gradient on its part, and the parts are summed,
         dL/dp = sum_n (b_n / B) dL_n/dp           b_n of B examples, L_n their mean loss
 
-An adapter's gradient is small, so one message a step is enough. Every process takes the same step;
-process 0 alone prints and writes. The result is that of one process on the whole batch, up to the
-order of summation.
+in one message a step. Every process takes the same step; process 0 alone prints and writes. The
+result is that of one process on the whole batch, up to the order of summation.
 
     train.py --task all --jobs N                  N runs at a time, in processes of their own
     eval.py --merge all --jobs N                  N rules at a time
@@ -27,11 +26,7 @@ from errors import BadInput
 
 @contextlib.contextmanager
 def group(batch, device):
-    """Join the processes that torchrun started, and leave them together.
-
-    batch   examples of a step, at least one for each process, else BadInput
-    device  cpu: they talk by gloo; cuda: by nccl, one GPU each
-    """
+    """Join the processes that torchrun started, and leave them together; one GPU each on cuda."""
     if batch < (count := int(os.environ["WORLD_SIZE"])):
         raise BadInput(f"--batch {batch} is too small for {count} processes: one example each")
     if cuda := torch.device(device).type == "cuda":
@@ -57,19 +52,6 @@ def add_up(loss, params, layers):
         t.copy_(part.view_as(t))
 
 
-@contextlib.contextmanager
-def silent_bars():
-    """New processes import a tqdm that shows nothing."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("TQDM_DISABLE")
-        if before is not None:
-            os.environ["TQDM_DISABLE"] = before
-
-
 def printed(function, *arguments):
     """What function(*arguments) prints, as text."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
@@ -80,16 +62,16 @@ def printed(function, *arguments):
 def spread(function, units, jobs, title):
     """[function(*unit) for unit in units], `jobs` at a time in processes of their own.
 
-    The processes share out the threads of this one. The first error, or an interruption, ends them
-    all.
+    They share out the threads of this process. The first error, or an interruption, ends them all.
     """
     jobs = max(1, min(jobs, len(units)))
     threads = max(1, torch.get_num_threads() // jobs)
-    spawn = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads,
+                               (threads,))
+    os.environ["TQDM_DISABLE"] = "1"                          # the bars of the new processes
     try:
-        with silent_bars(), tqdm(desc=title, total=len(units)) as bar:
+        with tqdm(desc=title, total=len(units)) as bar:
             futures = [pool.submit(function, *unit) for unit in units]
             for future in as_completed(futures):
                 future.result()                                      # raises what it raised
@@ -101,3 +83,4 @@ def spread(function, units, jobs, title):
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+        os.environ.pop("TQDM_DISABLE")

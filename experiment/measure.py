@@ -5,6 +5,7 @@ memory that was ever resident, exactly and not sampled, and writing 5 to /proc/s
 it back to what is resident now. Where the system offers neither, `bytes` is 0.
 """
 
+import contextlib
 import ctypes
 import re
 import time
@@ -30,17 +31,6 @@ def reset_high_water():
         return None
 
 
-def give_back_freed_memory():
-    """Return freed memory to the system, where the C library is glibc.
-
-    It keeps what was freed for the next request, and the process would not grow by what it reuses.
-    """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        pass
-
-
 class Peak:
     """Context manager: `seconds` and `bytes`, the most memory held above the start."""
 
@@ -54,7 +44,8 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self._start = torch.cuda.memory_allocated()
         else:
-            give_back_freed_memory()
+            with contextlib.suppress(AttributeError, OSError, TypeError):    # glibc: give back what
+                ctypes.CDLL(None).malloc_trim(0)                             # was freed, and reused
             self._start = reset_high_water()
         self._began = time.perf_counter()
         return self

@@ -6,12 +6,9 @@
     result.json   accuracies, counts, seconds
 
 While it trains, a run lives in `<out>.partial` with resume.pt; one rename gives the finished folder
-its name. Every file is written under a temporary name first.
-
-adapter.pt holds the settings, the names of the adapted layers, name and sha256 of the base
-checkpoint, a head per task, the torch version, and by parameter name: `start` (the values before
-training: A0, B0, the expansion point), `trained`, and the adapter's `buffers`. trained - start is
-the task vector in adapter space.
+its name. Every file is written under a temporary name first. adapter.pt holds what KEYS names; base
+is name and sha256 of the checkpoint, `start` the values before training (A0, B0, the expansion
+point), and trained - start the task vector in adapter space.
 """
 
 import csv
@@ -118,13 +115,11 @@ def is_open(out, resume, overwrite):
 def start_folder(folder, setting):
     """Make <out>.partial, or check that the interrupted run in it had the same settings."""
     path = folder / "config.json"
-    if path.exists():
-        old = json.loads(path.read_text())
-        differ = [k for k in setting if old.get(k) != setting[k]]
-        if differ:
-            changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
-            raise BadInput(f"{folder} cannot be resumed with other settings ({changes}): "
-                           "repeat them, or start again with --overwrite")
+    old = json.loads(path.read_text()) if path.exists() else setting
+    if differ := [k for k in setting if old.get(k) != setting[k]]:
+        changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
+        raise BadInput(f"{folder} cannot be resumed with other settings ({changes}): "
+                       "repeat them, or start again with --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(setting, path)
 
@@ -138,10 +133,11 @@ def save_progress(folder, model, optimizer, log):
 
 def load_progress(folder, model, optimizer):
     """Restore save_progress, if there is one; returns the log so far."""
-    if not (folder / "resume.pt").exists():
+    path = folder / "resume.pt"
+    if not path.exists():
         return []
-    saved = load_tensors(folder / "resume.pt")
-    set_tensors(model, saved["trained"], saved["buffers"], folder / "resume.pt")
+    saved = load_tensors(path)
+    set_tensors(model, saved["trained"], saved["buffers"], path)
     optimizer.load_state_dict(saved["optimizer"])
     return saved["log"]
 
@@ -176,8 +172,8 @@ def load(folder):
     """A finished run as the dict of adapter.pt plus `folder` and `result`."""
     folder = Path(folder)
     if not all((folder / name).is_file() for name in ("adapter.pt", "result.json")):
-        hint = ": it was interrupted, continue it with train.py --resume" \
-            if partial(folder).exists() or folder.suffix == ".partial" else ""
+        began = partial(folder).exists() or folder.suffix == ".partial"
+        hint = ": it was interrupted, continue it with train.py --resume" if began else ""
         raise BadInput(f"{folder} is no run folder, it has no adapter.pt{hint}; "
                        "train.py prints where it writes")
     run = load_tensors(folder / "adapter.pt")
@@ -211,17 +207,17 @@ def rebuild(run, encoder):
 
 def quantizer(name):
     """What stores frozen weights as --quantize says, for `adapt`; None where it says nothing."""
-    if name is None:
-        return None
-    from encoders.nf4 import QuantLinear
-    return QuantLinear
+    if name:
+        from encoders.nf4 import QuantLinear
+        return QuantLinear
+    return None
 
 
 def head(run, task):
     """The classifier of a run for one of its tasks."""
     tensors = run["heads"][task]
-    widest = max(tensors.values(), key=lambda t: t.ndim)
-    module = HEADS[run["setting"]["head"]](widest.shape[1], widest.shape[0])
+    classes, width = max(tensors.values(), key=lambda t: t.ndim).shape
+    module = HEADS[run["setting"]["head"]](width, classes)
     module.load_state_dict(tensors)
     return module
 

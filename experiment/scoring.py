@@ -56,30 +56,27 @@ class Tasks:
 
     def material(self, space, names):
         """What a rule asks for by the names of its keywords, for the runs in their order."""
-        each = lambda make: [make(task) for task in self.order]
-        makers = {"functions": lambda: each(lambda task: self.function(space, task)),
-                  "batches": lambda: each(lambda task: self.data(self.unlabelled, task)[0]),
-                  "labelled": lambda: each(lambda task: self.data("val", task)),
-                  "activations": lambda: space.activations, "features": lambda: space.call,
-                  "scores": lambda: each(lambda task: self.runs[task]["result"]["val"])}
-        return {name: makers[name]() for name in names}
-
-    def function(self, space, task):
-        """(params, x) -> logits (B, C) of one task, differentiable in params."""
-        return lambda params, x: self.heads[task](space.call(params, x))
+        logits = lambda head: lambda params, x: head(space.call(params, x))
+        makers = {"functions": lambda task: logits(self.heads[task]),
+                  "batches": lambda task: self.data(self.unlabelled, task)[0],
+                  "labelled": lambda task: self.data("val", task),
+                  "scores": lambda task: self.runs[task]["result"]["val"]}
+        whole = {"activations": space.activations, "features": space.call}
+        return {name: whole[name] if name in whole else [makers[name](task) for task in self.order]
+                for name in names}
 
     def score_result(self, result, space, split):
         """{task: accuracy} of what a rule returned."""
         if not isinstance(result, merge.Experts):
             return self.scores(space.apply(result), split)
-        if result.route is None:
-            return {task: self.score(space.apply(result.models[self.order.index(task)]), split,
-                                     task) for task in self.runs}
-        return {task: statistics.fmean(hit) for task, (hit, _) in
-                self.routed(result, space, split).items()}
+        if result.route:
+            sent = self.routed(result, space, split)
+            return {task: statistics.fmean(hit) for task, (hit, _) in sent.items()}
+        own = lambda task: space.apply(result.models[self.order.index(task)])
+        return {task: self.score(own(task), split, task) for task in self.runs}
 
     def routed(self, result, space, split):
-        """{task: (correct?, sent to its own expert?) per input}, by the router, own head."""
+        """{task: (correct?, sent to its own expert?)}, 0 or 1 for every input, by the router."""
         out = {}
         for task in self.runs:
             inputs, labels = self.data(split, task)
@@ -130,6 +127,14 @@ class Mixture:
         J = self.changes[name]
         return f0 + torch.einsum("t,tnd->nd", torch.as_tensor(c).to(J), J)
 
+    def scores(self, c, tasks, split):
+        """{task: accuracy} of the model at(c)."""
+        if not self.space.affine:
+            return tasks.scores(self.space.apply(self.at(c)), split)
+        examples = {task: tasks.data(split, task) for task in tasks.runs}
+        return {task: correct(tasks.heads[task], self.features(c, (task, split), inputs), labels)
+                for task, (inputs, labels) in examples.items()}
+
 
 # ---- rules ---------------------------------------------------------------------------------------
 
@@ -137,22 +142,23 @@ class Mixture:
 def obstacle(rule, space, count):
     """Why a rule cannot be used on `count` runs in this space, or None."""
     function = RULES[rule]
-    if function.count and function.count != count:
+    if function.count not in (None, count):
         return f"{rule} takes {function.count} runs and got {count}"
-    if function.space and function.space != space:
+    if function.space not in (None, space):
         return f"{rule} merges in {function.space} space only"
-    return None
 
 
-def candidates(rule, choices, space, tasks):
-    """Yield (row, lam, line) of a rule for every choice of settings.
+def search(rule, choices, space, tasks):
+    """The row of the settings with the best mean accuracy on val; of equal ones, the first.
+
+    choices  settings, dicts of keywords; a single one is not scored on val
 
     A `lam` multiplies the whole merged task vector, so the rule runs once, at lam = 1, per setting
-    of its other keys; `lam` varies fastest among the choices. `line` has the models of every lam;
-    lam is None where there is none, and for experts, whose lam is a setting like any other.
+    of its other keys, and `line` has the models of every lam; `lam` varies fastest among the
+    choices. For experts it is a setting like any other.
     """
-    material, last = tasks.material(space, merge.needs(rule)), None
-    for choice in choices:
+    material, last, best, curve = tasks.material(space, merge.needs(rule)), None, None, []
+    for choice in tqdm(choices, rule, leave=False):
         lam = None if RULES[rule].experts else choice.get("lam")
         rest = choice if lam is None else choice | {"lam": 1.0}
         if rest != last:
@@ -160,39 +166,20 @@ def candidates(rule, choices, space, tasks):
             with Peak(tasks.device) as peak:
                 one = RULES[rule](space.base, space.taus, **material, **rest)
             line = Mixture(space, 1, lambda c, one=one: along(space.base, one, c[0]), tasks.at_base)
-        yield {"chosen": choice, "result": one if lam is None else line.at([lam]),
-               "seconds": peak.seconds, "bytes": peak.bytes}, lam, line
-
-
-def val_scores(row, lam, line, tasks):
-    """{task: accuracy on val} of a candidate, by the short cut of `line` where there is one."""
-    if lam is None or not line.space.affine:
-        return tasks.score_result(row["result"], line.space, "val")
-    examples = {task: tasks.data("val", task) for task in tasks.heads}
-    return {task: correct(tasks.heads[task], line.features([lam], task, inputs), labels)
-            for task, (inputs, labels) in examples.items()}
-
-
-def search(rule, choices, space, tasks):
-    """The row of the settings with the best mean accuracy on val; of equal ones, the first."""
-    best, curve = None, []
-    with tqdm(choices, rule, leave=False) as bar:
-        for row, lam, line in candidates(rule, bar, space, tasks):
-            curve.append((row["chosen"], mean(val_scores(row, lam, line, tasks))))
-            if best is None or curve[-1][1] > best[0]:
-                best = curve[-1][1], row
+        if len(choices) > 1:
+            scores = tasks.score_result(one, space, "val") if lam is None else \
+                line.scores([lam], tasks, "val")
+            curve.append((choice, mean(scores)))
+        if best is None or curve[-1][1] > best[0]:
+            row = {"chosen": choice, "result": one if lam is None else line.at([lam]),
+                   "seconds": peak.seconds, "bytes": peak.bytes}
+            best = curve[-1][1] if curve else 0.0, row
     return best[1] | {"val_curve": curve}
 
 
 def merged(rule, choices, space, tasks, split):
-    """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}.
-
-    choices  settings, dicts of keywords; of several, val chooses one
-    """
-    if len(choices) == 1:
-        row = next(candidates(rule, choices, space, tasks))[0] | {"val_curve": []}
-    else:
-        row = search(rule, choices, space, tasks)
+    """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}."""
+    row = search(rule, choices, space, tasks)
     result = row.pop("result")
     if isinstance(result, merge.Experts) and result.route:
         sent = tasks.routed(result, space, split)
@@ -213,8 +200,9 @@ def mean(scores):
 
 def split_joint(group):
     """(runs on several tasks, runs on one); BadInput unless there are two of the latter."""
-    joint = [run for run in group if len(run_folder.tasks(run)) > 1]
-    single = [run for run in group if len(run_folder.tasks(run)) == 1]
+    joint, single = [], []
+    for run in group:
+        (joint if len(run_folder.tasks(run)) > 1 else single).append(run)
     if len(single) < 2:
         raise BadInput("merging takes two runs or more: give at least two run folders")
     return joint, single
@@ -225,12 +213,12 @@ def references(joint, space, tasks, split):
 
     joint   runs on several tasks at once, which are not merged; of several, the last is the row
     """
-    rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)}}
     single = {task: [] for task in tasks.runs}
     for task, tau in zip(tasks.order, space.taus):
         model = space.apply(merge.add(space.base, tau))
         single[task].append(tasks.score(model, split, task))
-    rows["single"] = {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}
+    rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)},
+            "single": {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}}
     for run in joint:
         model = run_folder.rebuild(run, run_folder.base_encoder(run, tasks.device))
         rows["joint"] = {"scores": tasks.scores(model, split)}
@@ -238,13 +226,7 @@ def references(joint, space, tasks, split):
 
 
 def normalised(scores, single):
-    """{task: merged score / single-task score}; print the absolute scores next to it.
-
-    BadInput where a task has no single-task score. A single score of 0 counts as 1e-9.
-    """
-    if missing := [task for task in scores if task not in single]:
-        raise BadInput(f"no single-task score for {', '.join(map(str, missing[:5]))}: "
-                       "score the fine-tuned model of every task first")
+    """{task: merged score / single-task score}; a single score of 0 counts as 1e-9."""
     return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
 
 

@@ -13,6 +13,7 @@
 Both are a `Space`: the dicts, and what a merged dict does as a model.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -80,14 +81,11 @@ def check(group, space):
         if any(run["setting"][k] != first["setting"][k] for k in keys):
             raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
                            "the same adapter, rank and alpha; --space weight merges any")
-        for part in ("start", "buffers"):
-            for k, v in first[part].items():
-                if not torch.equal(v, run[part][k]):
-                    raise BadInput(f"{pair} start from different {k}: "
-                                   "train with the same --seed, or merge with --space weight")
-
-
-# ---- weight space --------------------------------------------------------------------------------
+        theirs = run["start"] | run["buffers"]
+        for k, v in (first["start"] | first["buffers"]).items():
+            if not torch.equal(v, theirs[k]):
+                raise BadInput(f"{pair} start from different {k}: "
+                               "train with the same --seed, or merge with --space weight")
 
 
 def weight_space(group, encoder):
@@ -130,22 +128,16 @@ def layer_inputs(encoder, names, params, inputs):
     names    weights of linear layers
     params   {name: tensor} to run the encoder with, instead of its own
     """
-    recorded, hooks = {}, []
+    recorded = {}
     inputs = place(inputs, next(iter(params.values())))
     real = encoder.tokens(inputs)
-    for k in names:
-        keep = lambda module, given, k=k: recorded.update({k: given[0][real]})
-        module = encoder.get_submodule(k.removesuffix(".weight"))
-        hooks.append(module.register_forward_pre_hook(keep))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for k in names:
+            keep = lambda module, given, k=k: recorded.update({k: given[0][real]})
+            module = encoder.get_submodule(k.removesuffix(".weight"))
+            hooks.enter_context(module.register_forward_pre_hook(keep))
         functional_call(encoder, params, (inputs,))
-    finally:
-        for hook in hooks:
-            hook.remove()
     return recorded
-
-
-# ---- adapter space -------------------------------------------------------------------------------
 
 
 def adapter_space(group, encoder):
@@ -155,6 +147,7 @@ def adapter_space(group, encoder):
     base = {k: v.to(like.dtype) for k, v in group[0]["start"].items()}
     taus = [{k: run["trained"][k].to(like.dtype) - base[k] for k in base} for run in group]
     affine = isinstance(model, LinearizedModel)
+    features = model.at if affine else lambda params, x: functional_call(model, params, (x,))
 
     def apply(merged):
         changed = copy.deepcopy(model)
@@ -162,9 +155,6 @@ def adapter_space(group, encoder):
         return changed
 
     def call(params, inputs):
-        params = {k: v.to(like.device) for k, v in params.items()}
-        if affine:
-            return model.at(params, place(inputs, like))
-        return functional_call(model, params, (place(inputs, like),))
+        return features({k: v.to(like.device) for k, v in params.items()}, place(inputs, like))
 
     return Space(base, taus, apply, call, None, affine)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import shlex
 import shutil
 
 import pytest
@@ -240,3 +241,14 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
 def test_grid_and_settings():
     assert cli.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
     assert cli.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
+
+
+def test_one_run_names_the_command_that_trains_its_partners(fit, merge_runs):
+    fit("--adapter", "lora", "--rank", 2, "--seed", 1)
+    code, out, err, _ = merge_runs(["lora-digits-s1"])
+    assert code == 0, err
+    last = next(line for line in out.splitlines() if line.startswith("next: "))
+    words = shlex.split(last)
+    assert words[:5] == ["next:", "python", "train.py", "--adapter", "lora"]
+    assert words[words.index("--set") + 1] == "rank=2" and words[-3:] == ["--task", "all",
+                                                                         "--resume"]

@@ -8,7 +8,7 @@ import torch
 
 import eval as evaluation
 import merge
-from analysis import protocols  # noqa: F401  (fills INSTRUMENTS)
+from analysis import plots, protocols  # noqa: F401  (fills INSTRUMENTS)
 from analysis.instruments import INSTRUMENTS, Analysis, Subset
 from encoders.heads import correct, features
 from experiment import run_folder, spaces
@@ -101,3 +101,19 @@ def test_figures_or_one_line_how_to_get_them(group, command, tmp_path):
     else:
         assert code == 0, err
         assert len(list((tmp_path / "figures").glob("*.png"))) == 8
+
+
+def test_a_sweep_of_lam_is_one_figure(group, command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: see requirements-figures.txt")
+    lines = {}
+    monkeypatch.setattr(plots, "curves", lambda drawn, *rest: lines.update(drawn))
+    look = lambda *words: command(evaluation.main, *group, "--limit", 5, "--plot", tmp_path, *words)
+    code, _, err = look("--merge", "ties,average", "--sweep", "lam=0:1:0.5", "--by", "adapter",
+                        "--json", tmp_path / "x.json")
+    assert code == 0 and [name.split()[1] for name in lines] == ["ties"], err
+    rows, = (group["rows"] for group in json.loads((tmp_path / "x.json").read_text()).values())
+    expected = [(setting["lam"], *[score] * 3) for setting, score in rows["ties"]["val_curve"]]
+    assert list(lines.values()) == [expected] and len(expected) == 3
+    code, _, err = look("--merge", "ties")
+    assert code == 2 and "--plot draws --analyze or a sweep of lam" in err
+    assert err.count("\n") == 1

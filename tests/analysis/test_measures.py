@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from analysis import measures
-from errors import BadInput
 from experiment import scoring
 from merge import flatten
 from support import close, refuses
@@ -35,7 +34,6 @@ def linear(params, x):
 def test_normalised_by_hand():
     assert scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
         {"a": 0.5, "b": 1.5})
-    refuses("no single-task score for b", scoring.normalised, {"a": 0.4, "b": 0.9}, {"a": 0.8})
     assert scoring.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
 
 
@@ -65,7 +63,7 @@ def test_three_four_five():
 
 def test_cosines_are_those_of_the_flattened_vectors():
     taus = vectors()
-    c = measures.cosines(iter(taus))
+    c = measures.cosines(taus)
     stack = torch.stack([flatten(tau) for tau in taus])
     unit = stack / stack.norm(dim=1, keepdim=True)
     close(c, unit @ unit.T)
@@ -119,16 +117,6 @@ def test_pca_by_hand():
                                   for s in (0.3, 1.1, 0.7)], components=3)
     assert scores[:, 0].all() and not scores[:, 1:].any() and not share[1:].any()
     assert all(measures.pca(vectors(2, seed), components=1)[0][0] > 0 for seed in range(20))
-    refuses("components 4 is outside 1 .. 3", measures.pca, line, components=4)
-
-
-@pytest.mark.parametrize("function", [measures.cosines, measures.distances, measures.pca])
-def test_vectors_that_do_not_compare_are_named(function):
-    one, two = vectors(2)
-    with pytest.raises(BadInput, match="1 differs from the first in a: compare"):
-        function([one, {"blocks.0.w": two["blocks.0.w"]}])
-    refuses("1 differs from the first in a: compare", function, [one, two | {"a": torch.zeros(6)}])
-    refuses("give at least one", function, [])
 
 
 # ---- interference --------------------------------------------------------------------------------
@@ -189,10 +177,6 @@ def test_landscape_by_hand():
     out = measures.landscape(base, tau_a, tau_b, losses, [-0.5, 0, 1])
     assert out.tolist() == [[-2.75, 2.25, 12.25], [-2, 3, 13], [1, 6, 16]]
     assert base["p"].tolist() == [1, 2]
-    with pytest.raises(BadInput, match="3 losses for 2 task vectors"):
-        measures.landscape(base, tau_a, tau_b, losses + losses[:1], [0])
-    with pytest.raises(BadInput, match="task vector 2 differs from the first in p"):
-        measures.landscape(base, tau_a, {"p": torch.zeros(3)}, losses, [0])
 
 
 # ---- rank correlation ----------------------------------------------------------------------------
@@ -207,7 +191,6 @@ def test_spearman_by_hand():
     assert measures.spearman(y, -y.exp()) == pytest.approx(-1)
     assert measures.spearman(x[:2], y[:2]) == pytest.approx(1)
     assert measures.spearman(x, torch.ones(4)) == 0.0
-    refuses(r"shapes \(4,\) and \(3,\)", measures.spearman, x, y[:3])
     refuses("NaN", measures.spearman, x, torch.tensor([1.0, 2, float("nan"), 4]))
 
 
@@ -224,5 +207,3 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
     assert out["entropy"].shape == (3, 2) and out["entropy"].dtype == torch.float64
     assert out["entropy"][2, 0].item() == pytest.approx(-p * math.log(p)
                                                         - (1 - p) * math.log(1 - p))
-    with pytest.raises(BadInput, match="1 labelled for 2 task vectors"):
-        measures.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right)], [0])
