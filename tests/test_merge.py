@@ -87,7 +87,7 @@ def test_one_task_at_coefficient_one_is_that_task(name):
     base, (tau,) = problem(1)
     if count(name, 1) != 1 or name in NOT_IDENTITY:
         return
-    merged = call(name, base, [tau], **IDENTITY[name])
+    merged = call(name, base, [tau], **IDENTITY.get(name, {}))
     assert isinstance(merged, merge.Experts) == RULES[name].experts == (name in EXPERTS)
     same(models(merged)[0], {k: base[k] + tau[k] for k in base}, atol=1e-9, rtol=0)
 
