@@ -111,3 +111,42 @@ def test_wudi_loss_is_below_that_of_the_sum():
     taus = [low_rank(6, seed) for seed in range(3)]
     loss = lambda M: sum(((M - t) @ t.T).square().sum() / t.square().sum() for t in taus)
     assert loss(merged("wudi", *taus)) < 0.5 * loss(sum(taus))
+
+
+def released_iso_cts(stack, common=0.8):
+    """The authors' split of the rank, written out for full-rank sums: an independent check."""
+    n, T = min(stack.shape[1:]), len(stack)
+    each = round((n - int(n * common)) / T)
+    U, S, Vt = torch.linalg.svd(stack.sum(0), full_matrices=False)
+    U, S, Vt = U[:, :n - T * each], S[:n - T * each], Vt[:n - T * each]
+    us, ss, vs = [U], [S], [Vt]
+    for tau in stack:
+        u, s, v = torch.linalg.svd(tau - U @ U.T @ tau, full_matrices=False)
+        us, ss, vs = [*us, u[:, :each]], [*ss, s[:each]], [*vs, v[:each]]
+    (p, _, q), (r, _, w) = (torch.linalg.svd(m, full_matrices=False)
+                            for m in (torch.cat(us, 1), torch.cat(vs)))
+    return torch.cat(ss).mean() * (p @ q) @ (r @ w)
+
+
+@pytest.mark.parametrize("tasks, common", [(2, 0.8), (3, 0.8), (4, 0.5), (8, 0.8)])
+def test_iso_cts_splits_the_rank_as_the_released_code_does(tasks, common):
+    g = torch.Generator().manual_seed(tasks)
+    stack = torch.randn(tasks, 14, 12, generator=g, dtype=torch.float64)
+    close(merged("iso_cts", *stack, common=common), released_iso_cts(stack, common))
+
+
+def test_iso_cts_gives_every_low_rank_task_a_direction():
+    """Eight tasks of rank 4: n = 32, (32 - 25) / 8 rounds to one direction each, 24 are common."""
+    g = torch.Generator().manual_seed(0)
+    draw = lambda: (torch.randn(48, 4, generator=g, dtype=torch.float64)
+                    @ torch.randn(4, 40, generator=g, dtype=torch.float64))
+    taus = [draw() for _ in range(8)]
+    both = merged("iso_cts", *taus)
+    assert torch.linalg.matrix_rank(both) == 32
+    assert (both - merged("iso_c", *taus)).norm() > 0.1 * both.norm()
+
+
+def test_iso_cts_of_tasks_that_cancel_and_of_few_directions():
+    a = diagonal(2, 0, 0)
+    assert not merged("iso_cts", a, -a, common=0.9).any()             # nothing common, but no error
+    assert merged("iso_cts", a, a, a, a, common=0.1).isfinite().all()
