@@ -15,8 +15,15 @@ Trap     delta is measured against W0. Exported as plain LoRA it has rank 2r: [B
 import torch
 import torch.nn.functional as F
 
-from lora import LoRA, register
 from encoders.nf4 import QuantLinear
+from lora import LoRA, register
+
+
+def svd(W):
+    """U (out, n), S (n,), V (in, n) of W = U diag(S) V^T, n = min(out, in); S falls."""
+    W = W.detach().to(torch.promote_types(W.dtype, torch.float32))
+    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U, S, Vt.T
 
 
 @register
@@ -46,8 +53,7 @@ class PiSSA(LoRA):
                 torch.manual_seed(self.seed)
                 U, S, V = torch.svd_lowrank(W, rank, self.niter)
         else:
-            U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-            U, S, V = U[:, :rank], S[:rank], Vt[:rank].T
+            U, S, V = (t[..., :rank] for t in svd(W))
         root = (S / self.scale).sqrt()
         return root * U, (root * V).T
 
