@@ -46,12 +46,6 @@ def split(c):
     return f" {c} " if apart else c
 
 
-@lru_cache(maxsize=None)
-def bare(c):
-    """Nothing for an accent that stands by itself after decomposition, else the character."""
-    return "" if unicodedata.category(c) == "Mn" else c
-
-
 class WordPiece:
     """The tokenizer of a vocabulary {entry: id}; `lower` for the uncased ones.
 
@@ -86,7 +80,8 @@ class WordPiece:
         """The text as words and single punctuation characters."""
         text = "".join(map(cleaned, text))
         if self.lower:
-            text = "".join(map(bare, unicodedata.normalize("NFD", text.lower())))
+            text = unicodedata.normalize("NFD", text.lower())
+            text = "".join(c for c in text if unicodedata.category(c) != "Mn")      # no accents
         return "".join(map(split, text)).split()
 
     def pieces(self, word):
