@@ -122,14 +122,9 @@ def embedded(rng, doer, verb, other, aside, bystander):
     return f"{first} near {bystander} {rest}", None
 
 
-def joined(names):
-    """anna and bruno and carl."""
-    return " and ".join(names)
-
-
 def some_did(rng, who, others, verb):
     """who did it, and others did not, in one of four ways."""
-    w, o, base = joined(who), joined(others), pick(rng, verb)
+    w, o, base = " and ".join(who), " and ".join(others), pick(rng, verb)
     return pick(rng, (f"{w} {past(base)} but {o} did not", f"{o} did not {base} but {w} did",
                       f"it was {w} and not {o} that {past(base)}",
                       f"it was not {o} but {w} that {past(base)}"))
