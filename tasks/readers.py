@@ -90,7 +90,7 @@ def gtsrb(folder):
     find = lambda end, below, archive: files(
         folder, lambda name: name.endswith(end) and below in f"/{name}", [archive])
     train, labels = (find(end, "/Training/", "GTSRB-Training_fixed.zip")
-                        for end in (".ppm", ".csv"))
+                     for end in (".ppm", ".csv"))
     test = find(".ppm", "/Final_Test/", "GTSRB_Final_Test_Images.zip")
     table = find("GT-final_test.csv", "/", "GTSRB_Final_Test_GT.zip")    # in another folder:
     table = {f"Images/{Path(name).name}": content for name, content in table.items()}
