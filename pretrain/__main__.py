@@ -63,7 +63,8 @@ def main():
     run_folder.write_json({"model_type": f"{args.model}_encoder"} | config,
                           args.out / "config.json")
     if model.kind == "text":
-        bert.write_vocabulary(args.out)
+        with run_folder.replacing(args.out / "vocab.txt") as temporary:
+            temporary.write_text("\n".join(bert.vocabulary()) + "\n")
     print(f"wrote {args.out}")
 
 

@@ -3,10 +3,8 @@
     loss = sum over attributes a of weight_a * cross_entropy(W_a feature, label_a)
 
 A scene is one symbol (40 random glyphs or 8 shapes) with dots and sometimes a small companion, on a
-weak texture. The encoder has to say what the symbol is, where, how large and how turned, which
-texture lies behind it, how many dots there are and in which direction the companion stands. Digits,
-letters and arrows are never drawn. The attribute heads are thrown away; the encoder is what the
-eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
+weak texture. Digits, letters and arrows are never drawn. The attribute heads are thrown away; the
+encoder is what the eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
 """
 
 import numpy as np
