@@ -50,8 +50,7 @@ class DoRA(LoRA):
     def row_scale(self):
         """m / n, (out,)."""
         s, A, B = self.scale, self.A, self.B
-        cross = (B * (self.base.weight @ A.T)).sum(1)
-        own = ((B @ (A @ A.T)) * B).sum(1)
+        cross, own = (B * (self.base.weight @ A.T)).sum(1), ((B @ (A @ A.T)) * B).sum(1)
         n = (self.square + 2 * s * cross + s * s * own).sqrt()
         return self.m / (n.detach() if self.detach else n)
 

@@ -40,8 +40,8 @@ class PiSSA(LoRA):
 
     def __init__(self, base, *, rank=8, alpha=None, niter=0, refine=0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)
-        self.refine = refine
-        self.niter, self.seed = niter, generator.initial_seed() if generator else 0
+        self.refine, self.niter = refine, niter
+        self.seed = generator.initial_seed() if generator else 0
         W0 = base.weight.detach()
         self.start_at(*self.factors(W0.to(torch.promote_types(W0.dtype, torch.float32))))
 

@@ -134,10 +134,8 @@ def weight_file(path):
 
 
 def read_torch(path):
-    """All tensors of a file of torch.save (.bin, .pth), with nothing executed (weights_only).
-
-    A dict under "model" or "state_dict" is taken out. BadInput for anything else than tensors.
-    """
+    """All tensors of a file of torch.save (.bin, .pth), of its "model" or "state_dict" if it has
+    one, with nothing executed (weights_only)."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,

@@ -18,9 +18,6 @@ from tasks import formats
 from tasks.archives import files, named
 
 
-# ---- images: files -> (inputs, labels) -----------------------------------------------------------
-
-
 def mnist(images, labels, first=0, transposed=False):
     """The MNIST family; `first` is the smallest label in the file."""
     images, labels = formats.idx(*images, 3), formats.idx(*labels, 1)
@@ -124,9 +121,6 @@ def pictures(folder):
     return out
 
 
-# ---- texts: files -> (inputs, labels) ------------------------------------------------------------
-
-
 def labelled(rows, classes, source):
     """Texts or pairs, and class numbers by the place of a label, from rows (text, ..., label)."""
     number = {name: i for i, name in enumerate(classes)}
@@ -148,8 +142,8 @@ def ag_news(file):
     try:
         rows = [(f"{title} {text}", label) for label, title, text in records]
     except (csv.Error, ValueError) as error:
-        raise formats.damaged(file[1], f"line {records.line_num} is no `class, title, description` "
-                                       f"({error})") from None
+        raise formats.damaged(file[1], f"line {records.line_num} is no `class, title, description`"
+                                       f" ({error})") from None
     return labelled(rows, "1234", file[1])
 
 
