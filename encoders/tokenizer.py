@@ -15,7 +15,7 @@ Differs     [CLS] or [SEP] written in a text is punctuation and letters, as in t
 
 import json
 import unicodedata
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F
        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
 
-@lru_cache(maxsize=None)
+@cache
 def cleaned(c):
     """A character, a blank for white space, blanks around a CJK one, nothing for a control."""
     if c in "\t\n\r" or unicodedata.category(c) == "Zs":
@@ -38,7 +38,7 @@ def cleaned(c):
     return "" if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs") else c
 
 
-@lru_cache(maxsize=None)
+@cache
 def split(c):
     """A character, with blanks around ASCII that is no letter, digit or blank, and Unicode's P."""
     apart = "!" <= c <= "~" and not c.isalnum() or unicodedata.category(c)[0] == "P"

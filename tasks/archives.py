@@ -80,8 +80,8 @@ def named(folder, names, archives=()):
         else:
             where = "".join(f", unpacked or in {archive}" for archive in archives)
             raise BadInput(f"{folder} has no {name}{where}: give --data the folder that has it")
-        depth = min(e.count("/") for e in ours)
-        ours = [e for e in ours if e.count("/") == depth]
+        depth = min(len(Path(e).parts) for e in ours)
+        ours = [e for e in ours if len(Path(e).parts) == depth]
         places = sorted({str(Path(e).parent) for e in ours})
         if len(places) > 1:
             raise BadInput(f"{folder} has {one} in {' and in '.join(places[:3])}: "

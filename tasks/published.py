@@ -27,6 +27,8 @@ AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data
 
 
 class Dataset(NamedTuple):
+    """One data set."""
+
     kind: str               # "image" or "text"
     classes: int            # None: as many as its training labels name
     decode: callable        # files of a split -> (inputs, labels); without names folder -> splits
