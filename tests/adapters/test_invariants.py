@@ -47,7 +47,7 @@ def test_lora_plus_ratio_survives_the_schedule(fit, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
     assert fit("--adapter", "lora_plus")[0] == 0
-    assert len(rates) == 6 and len({a for a, _ in rates}) == 5       # one warm-up step, then a cosine
+    assert len(rates) == 6 and len({a for a, _ in rates}) == 5     # warm-up, then a cosine
     assert all(abs(b / a - 16) < 1e-9 for a, b in rates)
 
 
