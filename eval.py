@@ -135,7 +135,7 @@ def merge_runs(runs, args):
               f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
               f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
         print(tables.report([rows[group] for group in same], args.all))
-    if args.plot and sweeps_lam(args):
+    if args.plot and args.curve:
         from analysis import plots
         plots.coefficient(rows, args.plot / "coefficient.png")
     return {group.name(): {"space": group.space, "rows": rows[group]} for group in groups}
@@ -210,7 +210,7 @@ def arguments():
     cli.positive(args, "jobs", "limit")
     args.device = cli.device(args.device)
     if args.plot:
-        if not args.analyze and not sweeps_lam(args):
+        if not args.analyze and not args.curve:
             raise BadInput("--plot draws --analyze or a sweep of lam: add --analyze WHAT, or "
                            "--merge RULE --sweep lam=0:1:0.05")
         from analysis import plots
@@ -229,11 +229,7 @@ def read_keys(args):
         raise unknown("key for these rules", strange[0], keys)
     if args.all and "lam" not in args.sweep | args.set:
         args.sweep["lam"] = LAMS
-
-
-def sweeps_lam(args):
-    """True if --merge chooses among several lam."""
-    return args.merge and len(args.sweep.get("lam", ())) > 1
+    args.curve = args.merge and len(args.sweep.get("lam", ())) > 1        # --merge chooses lam
 
 
 def check_export(args):

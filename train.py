@@ -80,9 +80,12 @@ def fit(model, sets, setting, folder):
 
     sets   (head, inputs, labels) per task; several take turns, step by step
     """
-    layers = list(lora.adapters(encoder_of(model)).values())
-    params, hooks = list(lora.trainable(encoder_of(model)).values()), type(layers[0])
-    optimizer, total = optimizer_of(model, setting), setting["steps"] * len(sets)
+    encoder, total = encoder_of(model), setting["steps"] * len(sets)
+    layers, params = (list(f(encoder).values()) for f in (lora.adapters, lora.trainable))
+    hooks = type(layers[0])
+    groups = [g for layer in layers for g in layer.param_groups(setting["lr"], setting["wd"])]
+    groups = groups if model is encoder else model.param_groups(groups)
+    optimizer = torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups])
     log = run_folder.load_progress(folder, model, optimizer)
     if min(len(inputs) for _, inputs, _ in sets) < PROCESSES:
         raise BadInput(f"a batch of the training examples is too small for {PROCESSES} processes")
@@ -133,16 +136,6 @@ def schedule(step, total):
     if step < warm:
         return (step + 1) / warm
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, total - warm))
-
-
-def optimizer_of(model, setting):
-    """AdamW over the adapters' own groups; `schedule` multiplies the base rate of each."""
-    encoder = encoder_of(model)
-    layers = lora.adapters(encoder).values()
-    groups = [g for layer in layers for g in layer.param_groups(setting["lr"], setting["wd"])]
-    if model is not encoder:
-        groups = model.param_groups(groups)
-    return torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups])
 
 
 def load_task(task, setting, base):

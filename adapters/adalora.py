@@ -64,9 +64,9 @@ class AdaLoRA(Adapter):
         self.P = nn.Parameter(draw(base.out_features, rank))
         self.e = nn.Parameter(base.weight.new_zeros(rank))
         self.Q = nn.Parameter(draw(rank, base.in_features))
-        for name in "PeQ":
-            self.register_buffer(f"Ibar_{name}", torch.zeros_like(getattr(self, name).data))
-            self.register_buffer(f"Ubar_{name}", torch.zeros_like(getattr(self, name).data))
+        for name, p in (("P", self.P), ("e", self.e), ("Q", self.Q)):
+            self.register_buffer(f"Ibar_{name}", torch.zeros_like(p.data))
+            self.register_buffer(f"Ubar_{name}", torch.zeros_like(p.data))
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
 
     def delta_weight(self):
@@ -108,8 +108,8 @@ class AdaLoRA(Adapter):
     @classmethod
     def before_training(cls, layers, total_steps):
         warmup, final = layers[0].warmup, layers[0].final
-        if warmup < 0 or final < 0 or round(warmup * total_steps) + round(
-                final * total_steps) >= total_steps:
+        outside = round(warmup * total_steps) + round(final * total_steps)
+        if warmup < 0 or final < 0 or outside >= total_steps:
             raise BadInput(f"adalora: warmup {warmup} and final {final} leave none of the "
                            f"{total_steps} steps to prune in: lower --set warmup or final")
 

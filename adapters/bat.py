@@ -35,12 +35,10 @@ class Bat(Adapter):
 
     def delta_weight(self):
         """(W0_qp + I) D_q in every block, (out, in)."""
-        out_features, in_features = self.base.weight.shape
-        r = self.D.shape[1]
-        blocks = self.base.weight.view(out_features // r, r, in_features // r, r).transpose(1, 2)
+        W0, r = self.base.weight, self.D.shape[1]
+        blocks = W0.view(len(self.D), r, -1, r).transpose(1, 2)      # (out/r, in/r, r, r)
         eye = torch.eye(r, dtype=self.D.dtype, device=self.D.device)
-        delta = (blocks + eye) @ self.D[:, None]                     # (out/r, in/r, r, r)
-        return delta.transpose(1, 2).reshape(out_features, in_features)
+        return ((blocks + eye) @ self.D[:, None]).transpose(1, 2).reshape(W0.shape)
 
     def trainable_count(self):
         return self.D.numel()

@@ -36,16 +36,18 @@ class DiSHA(Adapter):
         check_rank(base, rank), check_rank(base, columns)
         self.D = nn.Parameter(base.weight.new_zeros(rank, columns))
 
-    def output_groups(self):
-        """o mod r2 for every output, (out,)."""
-        return torch.arange(self.base.out_features, device=self.D.device) % self.D.shape[1]
+    def groups(self):
+        """o mod r2 (out,) of every output and i mod r1 (in,) of every input."""
+        return (torch.arange(size, device=self.D.device) % count
+                for size, count in zip(self.base.weight.shape, self.D.T.shape))
 
     def delta_weight(self):
-        inputs = torch.arange(self.base.in_features, device=self.D.device) % self.D.shape[0]
-        return self.D[inputs][:, self.output_groups()].T
+        outputs, inputs = self.groups()
+        return self.D[inputs][:, outputs].T
 
     def forward(self, x):
-        return self.base(x) + F.linear(pool(x, len(self.D)), self.D.T[self.output_groups()])
+        outputs, _ = self.groups()
+        return self.base(x) + F.linear(pool(x, len(self.D)), self.D.T[outputs])
 
     def trainable_count(self):
         return self.D.numel()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput
-from lora import LoRA, register
+from lora import Adapter, LoRA, register
 
 
 def row_square(base, name):
@@ -39,6 +39,7 @@ class DoRA(LoRA):
     """
 
     lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}
+    rank_bound = Adapter.rank_bound
 
     def __init__(self, base, *, rank=8, alpha=16.0, detach=True, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)
@@ -49,8 +50,7 @@ class DoRA(LoRA):
     def row_scale(self):
         """m / n, (out,)."""
         s, A, B = self.scale, self.A, self.B
-        cross = (B * (self.base.weight @ A.T)).sum(1)
-        own = ((B @ (A @ A.T)) * B).sum(1)
+        cross, own = (B * (self.base.weight @ A.T)).sum(1), ((B @ (A @ A.T)) * B).sum(1)
         n = (self.square + 2 * s * cross + s * s * own).sqrt()
         return self.m / (n.detach() if self.detach else n)
 
@@ -65,9 +65,6 @@ class DoRA(LoRA):
 
     def trainable_count(self):
         return super().trainable_count() + self.m.numel()
-
-    def rank_bound(self):
-        return min(self.base.weight.shape)
 
     def param_groups(self, lr, wd):
         return [{"params": [self.A, self.B], "lr": lr, "weight_decay": wd},

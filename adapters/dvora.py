@@ -12,7 +12,7 @@ from torch import nn
 
 from adapters.dora import row_square
 from adapters.vera import VeRA
-from lora import register
+from lora import Adapter, register
 
 
 @register
@@ -24,6 +24,7 @@ class DVoRA(VeRA):
     """
 
     lr = {"off": 3e-2, "layer": 1e-2, "model": 1e-2}
+    rank_bound = Adapter.rank_bound
 
     def __init__(self, base, *, rank=256, detach=True, generator=None):
         super().__init__(base, rank=rank, generator=generator)
@@ -33,14 +34,10 @@ class DVoRA(VeRA):
     def delta_weight(self):
         V = self.base.weight + super().delta_weight()
         n = V.norm(dim=1)                                                    # (out,)
-        scale = self.m / (n.detach() if self.detach else n)
-        return scale[:, None] * V - self.base.weight
+        return (self.m / (n.detach() if self.detach else n))[:, None] * V - self.base.weight
 
     def trainable_count(self):
         return super().trainable_count() + len(self.m)
-
-    def rank_bound(self):
-        return min(self.base.weight.shape)
 
     def param_groups(self, lr, wd):
         return [{"params": [self.b, self.d], "lr": lr, "weight_decay": wd},

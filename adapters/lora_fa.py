@@ -28,10 +28,9 @@ class LoRAFA(LoRA):
 
     def __init__(self, base, *, rank=8, alpha=16.0, project=False, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)
-        A = self.A.detach()
+        A, self.project = self.A.detach(), project
         del self.A
         self.register_buffer("A", A)
-        self.project = project
 
     def trainable_count(self):
         return self.B.numel()

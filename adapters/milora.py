@@ -9,9 +9,7 @@ Trap     where the smallest singular values are zero, A0 and B0 are zero togethe
          ever reaches them; such a layer is refused.
 """
 
-import torch
-
-from adapters.pissa import PiSSA
+from adapters.pissa import PiSSA, svd
 from errors import BadInput
 from lora import register
 
@@ -32,10 +30,9 @@ class MiLoRA(PiSSA):
     def factors(self, W):
         """B (out, r) and A (r, in) with s B A the minor part of W."""
         rank = self.A.shape[0]
-        U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-        U, S, Vt = U[:, -rank:], S[-rank:], Vt[-rank:]
+        U, S, V = (t[..., -rank:] for t in svd(W))
         if S[-1] <= 1e-7 * rank * W.norm():
             raise BadInput(f"milora needs the {rank} smallest singular values above zero, and a "
                            f"layer of shape {tuple(W.shape)} is rank-deficient: use lora or pissa")
         root = (S / self.scale).sqrt()
-        return root * U, root[:, None] * Vt
+        return root * U, (root * V).T

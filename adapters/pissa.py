@@ -15,8 +15,15 @@ Trap     delta is measured against W0. Exported as plain LoRA it has rank 2r: [B
 import torch
 import torch.nn.functional as F
 
-from lora import LoRA, register
 from encoders.nf4 import QuantLinear
+from lora import LoRA, register
+
+
+def svd(W):
+    """U (out, n), S (n,), V (in, n) of W = U diag(S) V^T, n = min(out, in); S falls."""
+    W = W.detach().to(torch.promote_types(W.dtype, torch.float32))
+    U, S, Vt = torch.linalg.svd(W, full_matrices=False)
+    return U, S, Vt.T
 
 
 @register
@@ -33,8 +40,8 @@ class PiSSA(LoRA):
 
     def __init__(self, base, *, rank=8, alpha=None, niter=0, refine=0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)
-        self.refine = refine
-        self.niter, self.seed = niter, generator.initial_seed() if generator else 0
+        self.refine, self.niter = refine, niter
+        self.seed = generator.initial_seed() if generator else 0
         W0 = base.weight.detach()
         self.start_at(*self.factors(W0.to(torch.promote_types(W0.dtype, torch.float32))))
 
@@ -46,8 +53,7 @@ class PiSSA(LoRA):
                 torch.manual_seed(self.seed)
                 U, S, V = torch.svd_lowrank(W, rank, self.niter)
         else:
-            U, S, Vt = torch.linalg.svd(W, full_matrices=False)
-            U, S, V = U[:, :rank], S[:rank], Vt[:rank].T
+            U, S, V = (t[..., :rank] for t in svd(W))
         root = (S / self.scale).sqrt()
         return root * U, (root * V).T
 

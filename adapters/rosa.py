@@ -10,15 +10,11 @@ Differs  the released code ends the process and starts a second run with the mas
          on: the optimizer's moments and the learning-rate schedule are not started again.
 """
 
-import math
-
-import torch
 import torch.nn.functional as F
-from torch import nn
 
 from adapters.spa import SpA
 from errors import BadInput
-from lora import check_rank, plus, register
+from lora import LoRA, plus, register
 
 
 @register
@@ -37,15 +33,11 @@ class RoSA(SpA):
     def __init__(self, base, *, rank=8, alpha=16.0, density=0.01, warmup=32, collect=4,
                  generator=None):
         super().__init__(base, density=density, collect=collect)
-        check_rank(base, rank)
+        low_rank = LoRA(base, rank=rank, alpha=alpha, generator=generator)
         if collect > warmup:
             raise BadInput(f"rosa collects the gradients of {collect} steps out of a warm-up of "
                            f"{warmup}: choose --set collect up to that")
-        self.warmup = warmup
-        self.scale = alpha / rank
-        A = torch.rand(rank, base.in_features, generator=generator) * 2 - 1
-        self.A = nn.Parameter((A / math.sqrt(base.in_features)).to(base.weight))
-        self.B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
+        self.warmup, self.scale, self.A, self.B = warmup, low_rank.scale, low_rank.A, low_rank.B
         self.register_buffer("A0", self.A.detach().clone())
 
     def delta_weight(self):

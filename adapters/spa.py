@@ -32,7 +32,8 @@ class SpA(Adapter):
     def __init__(self, base, *, density=0.01, collect=1):
         super().__init__(base)
         size = base.weight.numel()
-        if not 0 < density <= 1 or int(density * size) < 1:
+        n = int(density * size)
+        if not 0 < density <= 1 or n < 1:
             raise BadInput(f"density {density} leaves no entry to train, or more than all, of a "
                            f"weight with {size}: choose --set density in (0, 1]")
         if collect < 1:
@@ -40,7 +41,6 @@ class SpA(Adapter):
                            "none: choose --set collect of at least 1")
         self.warmup, self.collect = collect, collect
         self.probe = torch.zeros_like(base.weight, requires_grad=True)
-        n = int(density * size)
         self.values = nn.Parameter(base.weight.new_zeros(n))
         self.register_buffer("support", torch.zeros(n, dtype=torch.int64))
         self.register_buffer("score", torch.zeros_like(base.weight))

@@ -12,15 +12,8 @@ Trap     gradients carry a factor S_r: a smaller learning rate than LoRA's.
 import torch
 from torch import nn
 
+from adapters.pissa import svd
 from lora import Adapter, check_rank, register
-
-
-def top_triplets(base, rank):
-    """The r largest singular triplets of W0: U_r (out, r), S_r (r,), V_r (in, r)."""
-    check_rank(base, rank)
-    W0 = base.weight.detach().to(torch.promote_types(base.weight.dtype, torch.float32))
-    U, S, Vt = torch.linalg.svd(W0, full_matrices=False)
-    return [t.to(base.weight).contiguous() for t in (U[:, :rank], S[:rank], Vt[:rank].T)]
 
 
 @register
@@ -34,8 +27,13 @@ class SpectralA(Adapter):
 
     def __init__(self, base, *, rank=8):
         super().__init__(base)
-        for name, part in zip("USV", top_triplets(base, rank)):
-            self.register_buffer(name, part)
+        check_rank(base, rank)
+        for name, part in zip("USV", svd(base.weight)):
+            self.register_buffer(name, part[..., :rank].to(base.weight).contiguous())
+        self.start()
+
+    def start(self):
+        """The displacements, in the shapes of what they displace."""
         self.A_U = nn.Parameter(torch.zeros_like(self.U))
         self.A_V = nn.Parameter(torch.zeros_like(self.V))
 
@@ -48,7 +46,7 @@ class SpectralA(Adapter):
         return self.base(x) + x @ right @ left.T
 
     def trainable_count(self):
-        return self.A_U.numel() + self.A_V.numel()
+        return len(self.S) * sum(self.base.weight.shape)
 
     def rank_bound(self):
         return 2 * len(self.S)

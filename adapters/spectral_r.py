@@ -13,8 +13,8 @@ Trap     the Cayley map never reaches a rotation by 180 degrees.
 import torch
 from torch import nn
 
-from adapters.spectral_a import top_triplets
-from lora import Adapter, register
+from adapters.spectral_a import SpectralA
+from lora import register
 
 
 def cayley(T):
@@ -27,7 +27,7 @@ def cayley(T):
 
 
 @register
-class SpectralR(Adapter):
+class SpectralR(SpectralA):
     """Rotations among the top r left and among the top r right singular vectors.
 
     rank   (8)   number of singular pairs, 1 <= r <= min(in, out)
@@ -35,12 +35,9 @@ class SpectralR(Adapter):
 
     lr = {"off": 1e-2, "layer": 6e-3, "model": 6e-3}
 
-    def __init__(self, base, *, rank=8):
-        super().__init__(base)
-        for name, part in zip("USV", top_triplets(base, rank)):
-            self.register_buffer(name, part)
-        self.T_U = nn.Parameter(base.weight.new_zeros(rank, rank))
-        self.T_V = nn.Parameter(base.weight.new_zeros(rank, rank))
+    def start(self):
+        """The parameters of both rotations, (r, r) each."""
+        self.T_U, self.T_V = (nn.Parameter(torch.zeros_like(self.S.diag())) for _ in "UV")
 
     def core(self):
         """R_U S_r R_V^T - S_r, (r, r)."""

@@ -32,20 +32,18 @@ class VeRA(Adapter):
         super().__init__(base)
         if rank < 1:
             raise BadInput(f"rank {rank}: vera needs at least 1, choose another --rank")
-        self.d = nn.Parameter(torch.full((rank,), 0.1, dtype=base.weight.dtype,
-                                         device=base.weight.device))
+        self.d = nn.Parameter(base.weight.new_full((rank,), 0.1))
         self.b = nn.Parameter(base.weight.new_zeros(base.out_features))
         self.share([self], generator)                # alone until inject shares with the others
 
     @classmethod
     def share(cls, layers, generator):
         """One A and one B for all layers: uniform of variance 2 / fan-in, drawn once."""
-        widest = max(layer.base.in_features for layer in layers)
-        tallest = max(layer.base.out_features for layer in layers)
-        rank, like = len(layers[0].d), layers[0].base.weight
+        tallest, widest = map(max, zip(*(layer.base.weight.shape for layer in layers)))
+        rank = len(layers[0].d)
         for name, shape in (("A", (rank, widest)), ("B", (tallest, rank))):
             uniform = torch.rand(shape, generator=generator) * 2 - 1
-            shared = (uniform * math.sqrt(6 / shape[1])).to(like)
+            shared = (uniform * math.sqrt(6 / shape[1])).to(layers[0].base.weight)
             for layer in layers:
                 layer.register_buffer(name, shared)
 

@@ -6,8 +6,6 @@
     disentanglement   xi(la, lb) = sum over t in {a, b} of E_{x ~ task t} [
                           argmax f_t(x; theta_0 + l_t tau_t)
                           != argmax f_t(x; theta_0 + la tau_a + lb tau_b) ]          in [0, 2]
-    landscape         L(la, lb) = L_a(theta) + L_b(theta),  theta = theta_0 + la tau_a + lb tau_b
-    forgetting        lam* = argmin target(lam)  subject to  control(lam) >= 0.95 control(0)
 
 Task vectors and negation: arXiv:2212.04089 · weight disentanglement: arXiv:2305.12827
 Entropy as a stand-in for the loss: AdaMerging, arXiv:2310.02575
@@ -41,12 +39,11 @@ def pairwise(function, dicts):
 
 
 def forgetting(base_target, base_control, curve, keep=0.95):
-    """Negation, arXiv:2212.04089: the strongest forgetting that leaves the control task alone.
+    """Negation, arXiv:2212.04089: the entry of lowest target score that keeps the control task.
 
-    curve   a list of (lam, target score, control score)
+    curve   a list of entries (lam, target score, control score)
     keep    (0.95) the share of base_control that the control score must reach
-    Returns the entry of lowest target score that keeps the control; of equal ones, the one with the
-    best control score. None where there is none, or where it scores above base_target.
+    Of equal entries the best control score; None if there is none, or it is above base_target.
     """
     kept = [entry for entry in curve if entry[2] >= keep * base_control]
     best = min(kept, key=lambda entry: (entry[1], -entry[2]), default=None)
@@ -82,9 +79,8 @@ def pca(taus, components=2):
     """Principal components of T task vectors: scores (T, c), explained share of variance (c,).
 
     components   (2) how many, 1 <= c <= T; those beyond the rank of the centred vectors are 0
-    The centred T x T Gram matrix has the left singular vectors of the centred stack and its squared
-    singular values; from the distances, it keeps its digits however much all vectors share. In
-    every component the score of largest magnitude (the first of several) is positive.
+    From the distances, the Gram matrix keeps its digits however much all vectors share. In every
+    component the score of largest magnitude (the first of several) is positive.
     """
     D, T = distances(taus), len(taus)
     J = torch.eye(T, dtype=torch.float64) - 1 / T
@@ -113,8 +109,7 @@ def plane(base, tau_a, tau_b, lams, desc):
 def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
     """Weight disentanglement error xi, arXiv:2305.12827: (n, n) float64, rows lam_a.
 
-    functions   two callables (params, x) -> logits, of task a and task b
-    inputs      two tensors of inputs x, of task a and task b
+    functions   two callables (params, x) -> logits;  inputs   two tensors x, of tasks a and b
     lams        n coefficients, the same for both axes
     The 2 n predictions of one task vector alone are made once. Outputs that add up, as those of a
     linearized model do, do not imply xi = 0: the other vector must also be silent on this task's

@@ -34,7 +34,6 @@ HERE = Path(__file__).parents[1]
 
 
 def folder(args, adapter, rate, seed, task):
-    """Where the run (adapter, rate, seed) on a task lives."""
     return args.out / f"{adapter}-{rate:g}-{task}-s{seed}"
 
 

@@ -1,7 +1,7 @@
 """Doubling one thing at a time: what a step and a merge cost in time and memory, and how it grows.
 
-    step     an optimizer step of LoRA and of the whole-model L-LoRA, and the bytes kept for its
-             backward pass, against rank, depth (blocks) and batch; else rank 8, 4 blocks, batch 32
+    step     LoRA and the whole-model L-LoRA, and the bytes kept for the backward pass, against
+             rank, depth (blocks) and batch; else rank 8, 4 blocks, batch 32
     merge    a rule on T synthetic task vectors of 2 million parameters, and the bytes it holds
              beside the base when they come one by one
 
@@ -63,7 +63,7 @@ def exponent(values):
 
 def growth(rounds, folder):
     """Print the table; draw growth.png and growth-memory.png into `folder` unless it is None."""
-    rows, relative = [], ({"linear": [(1, 1), (32, 32)]}, {"linear": [(1, 1), (32, 32)]})
+    rows, relative = [], [{"linear": [(1, 1), (32, 32)]} for _ in ("time", "memory")]
     for axis, sizes in SIZES.items():
         costs = merges(rounds) if axis == "tasks" else steps(axis, rounds)
         for name in dict.fromkeys(name for name, _ in costs):

@@ -5,11 +5,10 @@
     feature = mean of z_L over the real tokens                                     (B, D)
 
 Shapes   ids (B, T) int64: [CLS] a [SEP] or [CLS] a [SEP] b [SEP], padded on the right with [PAD]
-Differs  One tensor goes in. What is padding is read off the ids, and a token's segment is the
-         number of [SEP]s before it: no second and third input to carry through merging and jvp.
-         The feature is the mean of the last hidden states and not the pooler at [CLS]: the pooler
-         is trained for next-sentence prediction and is near its start in distilled checkpoints.
-         No dropout: 10 % in the paper; here fine-tuning is short and repeatable.
+Differs  One tensor goes in: padding is read off the ids, and a token's segment is the number of
+         [SEP]s before it. The feature is the mean of the last hidden states and not the pooler at
+         [CLS]: the pooler is trained for next-sentence prediction and is near its start in
+         distilled checkpoints. No dropout: 10 % in the paper; here training is short.
 """
 
 import torch

@@ -38,8 +38,8 @@ class Block(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
         self.norm2 = nn.LayerNorm(width, eps)
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.ls1 = nn.Parameter(torch.ones(width)) if layer_scale else None
-        self.ls2 = nn.Parameter(torch.ones(width)) if layer_scale else None
+        self.ls1, self.ls2 = (nn.Parameter(torch.ones(width)) if layer_scale else None
+                              for _ in range(2))
 
     def attention(self, x, mask=None):
         """Every token's mixture of the tokens that the mask leaves."""

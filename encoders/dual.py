@@ -53,7 +53,7 @@ def no_rule(name):
 
 
 def rule(*names):
-    """Decorator: this is the rule for torch.name, Tensor.name and the operator of that name."""
+    """This is the rule for torch.name, Tensor.name and the operator of that name."""
     def add(f):
         for name in names:
             RULES[name] = f
@@ -91,29 +91,12 @@ def add(a, b):
     return Dual(a + b, db if da is None else da if db is None else da + db)
 
 
-@rule("mul", "__mul__", "__rmul__")
-def mul(a, b):
-    return bilinear(torch.mul, a, b)
-
-
-@rule("matmul", "__matmul__")
-def matmul(a, b):
-    return bilinear(torch.matmul, a, b)
-
-
-@rule("neg", "__neg__")
-def neg(a):
-    return Dual(-a.z, -a.dz)
-
-
-@rule("sub", "__sub__")
-def sub(a, b):
-    return add(a, -b)
-
-
-@rule("__rsub__", "rsub")
-def rsub(a, b):
-    return add(-a, b)
+rule("mul", "__mul__", "__rmul__")(lambda a, b: bilinear(torch.mul, a, b))
+rule("matmul", "__matmul__")(lambda a, b: bilinear(torch.matmul, a, b))
+rule("neg", "__neg__")(lambda a: Dual(-a.z, -a.dz))
+rule("sub", "__sub__")(lambda a, b: add(a, -b))
+rule("rsub", "__rsub__")(lambda a, b: add(-a, b))
+rule("gelu")(lambda x: Dual(F.gelu(x.z), aten.gelu_backward(x.dz, x.z)))
 
 
 @rule("div", "__truediv__")
@@ -140,11 +123,6 @@ def layer_norm(x, shape, weight, bias, eps):
     n = aten.native_layer_norm_backward(x.dz, x.z, shape, mean, rstd, None, None,
                                         (True, False, False))[0]
     return Dual(y, weight * n)
-
-
-@rule("gelu")
-def gelu(x):
-    return Dual(F.gelu(x.z), aten.gelu_backward(x.dz, x.z))
 
 
 @rule("sigmoid")

@@ -29,8 +29,7 @@ class Prototypes(nn.Module):
         """Closed form from features (n, D), labels (n,); a class without example stays at zero."""
         self.mu = features.mean(0)
         one_hot = F.one_hot(labels, len(self.c)).to(features.dtype)                       # (n, K)
-        sums = one_hot.T @ F.normalize(features - self.mu, dim=1)
-        self.c = F.normalize(sums, dim=1)
+        self.c = F.normalize(one_hot.T @ F.normalize(features - self.mu, dim=1), dim=1)
         return self
 
     def forward(self, features):
@@ -48,10 +47,7 @@ class Probe(nn.Module):
         self.register_buffer("b", torch.zeros(classes))
 
     def fit(self, features, labels, ridge=1e-3, steps=100):
-        """Minimise mean cross entropy + ridge ||W||^2 / 2 with L-BFGS; deterministic.
-
-        BadInput for a single example: nothing to standardise by.
-        """
+        """Minimise mean cross entropy + ridge ||W||^2 / 2 with L-BFGS; deterministic."""
         if len(features) < 2:
             raise BadInput("a linear probe needs at least 2 training examples: raise --limit")
         self.mu, self.sigma = features.mean(0), features.std(0).clamp(min=1e-6)
@@ -83,11 +79,8 @@ def place(inputs, like):
 
 @torch.no_grad()
 def features(model, inputs, batch=250):
-    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks, on the model's device and
-    in float32 or better: heads are not fitted in bfloat16.
-
-    batch   images at a time; of long texts fewer, 16,000 tokens
-    """
+    """Features (n, D) of images (n, C, H, W) or ids (n, T), in chunks of `batch` images or 16,000
+    tokens, on the model's device; float32 or better: heads are not fitted in bfloat16."""
     like = next(model.parameters())
     if not inputs.is_floating_point():
         batch = max(1, min(batch, 16_000 // inputs.shape[1]))

@@ -1,76 +1,42 @@
 """The names of tensors in published checkpoints, and what they are called here.
 
-Names on disk -> names of vit.ViT (i is the block)
+    families   Hugging Face's ViT, DeiT, DINOv2 (HF), CLIP and BERT; timm's DeiT and DINOv2 (.pth)
+    ours       those of vit.ViT and bert.BERT: cls_token, position, patch, pre_norm, word, segment,
+               norm, and blocks.i. with q, k, v, out, fc1, fc2, norm1, norm2, ls1, ls2
 
-    Hugging Face ViT, DeiT                        DINOv2                           ours
-    embeddings.cls_token                          same                             cls_token
-    embeddings.position_embeddings                same                             position
-    embeddings.patch_embeddings.projection.*      same                             patch.*
-    encoder.layer.i.layernorm_before.*            ...norm1.*                       blocks.i.norm1.*
-      attention.attention.{query,key,value}.*     same                             {q,k,v}.*
-      attention.output.dense.*                    same                             out.*
-      (none)                                      layer_scale1.lambda1             ls1
-      layernorm_after.*                           norm2.*                          norm2.*
-      intermediate.dense.*                        mlp.fc1.*                        fc1.*
-      output.dense.*                              mlp.fc2.*                        fc2.*
-      (none)                                      layer_scale2.lambda1             ls2
-    layernorm.*                                   same                             norm.*
-
-    CLIP (vision_model.)                          timm: DeiT, DINOv2 .pth          ours
-    embeddings.class_embedding (D,)               cls_token                        cls_token
-    embeddings.position_embedding.weight          pos_embed                        position
-    embeddings.patch_embedding.weight             patch_embed.proj.*               patch.*
-    pre_layrnorm.*                                (none)                           pre_norm.*
-    post_layernorm.*                              norm.*                           norm.*
-    encoder.layers.i.layer_norm{1,2}.*            blocks.i.norm{1,2}.*             norm{1,2}.*
-      self_attn.{q,k,v}_proj.*                    attn.qkv.* (3D, D), cut in three {q,k,v}.*
-      self_attn.out_proj.*                        attn.proj.*                      out.*
-      mlp.fc{1,2}.*                               same                             fc{1,2}.*
-      (none)                                      ls{1,2}.gamma                    ls{1,2}
-
-Names on disk -> names of bert.BERT
-
-    embeddings.{word,position,token_type}_embeddings.weight         {word,position,segment}.weight
-    embeddings.LayerNorm.*  (weight, bias or gamma, beta)           norm.*
-    encoder.layer.i.attention.self.{query,key,value}.*              blocks.i.{q,k,v}.*
-      attention.output.dense.*, attention.output.LayerNorm.*        out.*, norm1.*
-      intermediate.dense.*, output.dense.*, output.LayerNorm.*      fc1.*, fc2.*, norm2.*
-
-`ours` removes the prefixes vit., deit., dinov2., bert. and vision_model., and drops heads, poolers,
-masks of the pretraining, position_ids, CLIP's text half and its projections.
+`ours` removes the prefixes of whole models, cuts timm's attn.qkv (3D, D) in three, and drops heads,
+poolers, masks of the pretraining, position_ids, CLIP's text half and its projections.
 """
 
 import re
 
 from errors import BadInput
 
-RENAMES = [
+RENAMES = [                                                # applied one after the other
     (r"^(vit|deit|dinov2|bert|vision_model)\.", ""),
-    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),                                      # old BERTs
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
-    (r"^embeddings\.(word|position)_embeddings\.weight$", r"\1.weight"),
+    # the input
+    (r"^embeddings\.(word|position)_embeddings\.weight$", r"\1.weight"),             # BERT
     (r"^embeddings\.token_type_embeddings\.", "segment."),
-    (r"^embeddings\.LayerNorm\.", "norm."),
-    (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),
+    (r"^embeddings\.(cls_token|class_embedding)$", "cls_token"),                     # HF, CLIP
     (r"^(embeddings\.(position_embeddings|position_embedding\.weight)|pos_embed)$", "position"),
     (r"^(embeddings\.(patch_embeddings\.projection|patch_embedding)|patch_embed\.proj)\.",
-     "patch."),
+     "patch."),                                                           # HF, CLIP, timm
+    (r"^pre_layrnorm\.", "pre_norm."),                                               # CLIP
+    # the blocks
     (r"^encoder\.layers?\.", "blocks."),
-    (r"\.self_attn\.([qkv])_proj\.", r".\1."),
-    (r"\.(self_attn\.out_proj|attn\.proj)\.", ".out."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"^pre_layrnorm\.", "pre_norm."),
-    (r"^post_layernorm\.", "norm."),
-    (r"\.attention\.(attention|self)\.query\.", ".q."),
-    (r"\.attention\.(attention|self)\.key\.", ".k."),
-    (r"\.attention\.(attention|self)\.value\.", ".v."),
-    (r"\.attention\.output\.dense\.", ".out."),
-    (r"\.(layernorm_before|attention\.output\.LayerNorm)\.", ".norm1."),
+    (r"\.attention\.(attention|self)\.([qkv])(uery|ey|alue)\.", r".\2."),            # HF, BERT
+    (r"\.self_attn\.([qkv])_proj\.", r".\1."),                                       # CLIP
+    (r"\.(attention\.output\.dense|self_attn\.out_proj|attn\.proj)\.", ".out."),
+    (r"\.(layernorm_before|attention\.output\.LayerNorm)\.", ".norm1."),             # HF, BERT
     (r"\.(layernorm_after|output\.LayerNorm)\.", ".norm2."),
+    (r"\.layer_norm([12])\.", r".norm\1."),                                          # CLIP
     (r"\.(intermediate\.dense|mlp\.fc1)\.", ".fc1."),
     (r"\.(output\.dense|mlp\.fc2)\.", ".fc2."),
-    (r"\.(layer_scale|ls)([12])\.(lambda1|gamma)$", r".ls\2"),
-    (r"^layernorm\.", "norm."),
+    (r"\.(layer_scale|ls)([12])\.(lambda1|gamma)$", r".ls\2"),                       # DINOv2
+    # the last LayerNorm; BERT's only one outside the blocks
+    (r"^(layernorm|post_layernorm|embeddings\.LayerNorm)\.", "norm."),
 ]
 UNUSED = re.compile(r"^(classifier|pooler|cls|head|text_model)\.|^(embeddings\.)?mask_token$"
                     r"|^embeddings\.position_ids$|^(text|visual)_projection\.|^logit_scale$")
@@ -90,7 +56,8 @@ def ours(tensors, source):
         if ".attn.qkv." in name:                     # rows of q, then k, then v
             for part, rows in zip("qkv", tensor.chunk(3)):
                 out[name.replace("attn.qkv", part)] = rows
-        else:                                        # CLIP's have no dimension for the batch
-            out[name] = tensor.reshape(1, -1, tensor.shape[-1]) \
-                if name in ("cls_token", "position") else tensor
+        elif name in ("cls_token", "position"):      # CLIP's have no dimension for the batch
+            out[name] = tensor.reshape(1, -1, tensor.shape[-1])
+        else:
+            out[name] = tensor
     return out

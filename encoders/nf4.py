@@ -19,6 +19,7 @@ from torch import nn
 from errors import BadInput
 
 BLOCK, GROUP = 64, 256
+ZERO = 7                                             # the code of the level 0
 
 
 def nf4_levels():
@@ -53,22 +54,17 @@ class QuantLinear(nn.Linear):
         largest = blocks.abs().amax(1)
         centre = largest.mean()
         spread = F.pad(largest - centre, (0, -len(largest) % GROUP)).view(-1, GROUP)
-        scales = spread.abs().amax(1) / 127
+        scales = spread.abs().amax(1) / 127                                     # (groups,)
         scales[scales == 0] = 1
-        self.register_buffer("levels", levels)
-        self.register_buffer("centre", centre)
-        self.register_buffer("scales", scales)                                  # (groups,)
-        steps = (spread / scales[:, None]).round().clamp(-127, 127)
-        self.register_buffer("largest", steps.flatten()[:len(largest)].to(torch.int8))
+        steps = (spread / scales[:, None]).round().clamp(-127, 127).flatten().to(torch.int8)
+        for name, tensor in (("levels", levels), ("centre", centre), ("scales", scales),
+                             ("largest", steps[:len(largest)])):
+            self.register_buffer(name, tensor)
         kept = self.block_scales()
         safe = torch.where(kept > 0, kept, torch.ones_like(kept))[:, None]
         codes = nearest_level(blocks / safe, levels).flatten()
-        codes = torch.where((largest > 0).repeat_interleave(BLOCK), codes, self.zero())
+        codes[(largest == 0).repeat_interleave(BLOCK)] = ZERO
         self.register_buffer("codes", codes[0::2] * 16 + codes[1::2])           # two a byte
-
-    def zero(self):
-        """Code of the level 0."""
-        return (self.levels == 0).nonzero()[0, 0].to(torch.uint8)
 
     def block_scales(self):
         """a, (blocks,), out of its int8 form; never negative."""
@@ -80,14 +76,5 @@ class QuantLinear(nn.Linear):
         """The dequantised weight (out, in), without gradient."""
         codes = torch.stack([self.codes // 16, self.codes % 16], 1).flatten().long()
         blocks = self.levels[codes].view(-1, BLOCK) * self.block_scales()[:, None]
-        size = self.out_features * self.in_features
-        return blocks.flatten()[:size].view(self.out_features, self.in_features)
-
-    def bits_per_weight(self):
-        """Storage of codes and scales over the number of weights."""
-        parts = (self.codes, self.largest, self.scales)
-        stored = sum(t.numel() * t.itemsize for t in parts)
-        return 8 * stored / (self.in_features * self.out_features)
-
-
-QUANTIZERS = {"nf4": QuantLinear}
+        shape = self.out_features, self.in_features
+        return blocks.flatten()[:shape[0] * shape[1]].view(shape)

@@ -53,8 +53,8 @@ def checkpoint(name):
 
     The weights come last: a folder that has them is complete.
     """
-    (url, files, sha256), folder = CHECKPOINTS[name], Path(torch.hub.get_dir()) / "checkpoints"
-    folder = folder / name
+    url, files, sha256 = CHECKPOINTS[name]
+    folder = Path(torch.hub.get_dir(), "checkpoints", name)
     if any((folder / file).exists() for file in WEIGHTS):
         return folder
     try:
@@ -94,8 +94,7 @@ def settings(model_type, config, folder):
                hidden=config.get("intermediate_size") or round(width * config.get("mlp_ratio", 4)))
     if model_type == "bert":
         if config.get("position_embedding_type", "absolute") != "absolute":
-            raise BadInput(f"{folder}/config.json: only absolute position embeddings are "
-                           "supported")
+            raise BadInput(f"{folder}/config.json: only absolute position embeddings are supported")
         return BERT, out | dict(vocab=config["vocab_size"], types=config.get("type_vocab_size", 2),
                                 positions=config["max_position_embeddings"])
     out |= dict(image=config["image_size"], patch=config["patch_size"], activation=activation,
@@ -135,16 +134,14 @@ def weight_file(path):
 
 
 def read_torch(path):
-    """All tensors of a file of torch.save (.bin, .pth), with nothing executed (weights_only).
-
-    A dict under "model" or "state_dict" is taken out. BadInput for anything else than tensors.
-    """
+    """All tensors of a file of torch.save (.bin, .pth), of its "model" or "state_dict" if it has
+    one, with nothing executed (weights_only)."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
             struct.error) as error:
-        reason = "it holds code and not only tensors" if "GLOBAL" in str(error) else \
-            "it is damaged or cut short"
+        reason = ("it holds code and not only tensors" if "GLOBAL" in str(error)
+                  else "it is damaged or cut short")
         raise BadInput(f"{path} cannot be read as tensors ({reason}): fetch it again, "
                        "or take model.safetensors instead") from None
     for key in ("model", "state_dict"):

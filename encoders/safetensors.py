@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 def read(path):
     """All tensors of a file, {name: tensor}; BadInput if it is cut short or malformed."""
-    with open(path, "rb") as file:
-        data = file.read()
+    data = Path(path).read_bytes()
     try:
         (length,) = struct.unpack("<Q", data[:8])
         if length > len(data) - 8:

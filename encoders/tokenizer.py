@@ -15,7 +15,7 @@ Differs     [CLS] or [SEP] written in a text is punctuation and letters, as in t
 
 import json
 import unicodedata
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F
        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
 
-@lru_cache(maxsize=None)
+@cache
 def cleaned(c):
     """A character, a blank for white space, blanks around a CJK one, nothing for a control."""
     if c in "\t\n\r" or unicodedata.category(c) == "Zs":
@@ -38,25 +38,15 @@ def cleaned(c):
     return "" if c == "\ufffd" or unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs") else c
 
 
-@lru_cache(maxsize=None)
+@cache
 def split(c):
-    """A character, with blanks around punctuation: every ASCII character that is no letter, digit
-    or blank ($ too), and the P classes of Unicode."""
+    """A character, with blanks around ASCII that is no letter, digit or blank, and Unicode's P."""
     apart = "!" <= c <= "~" and not c.isalnum() or unicodedata.category(c)[0] == "P"
     return f" {c} " if apart else c
 
 
-@lru_cache(maxsize=None)
-def bare(c):
-    """Nothing for an accent that stands by itself after decomposition, else the character."""
-    return "" if unicodedata.category(c) == "Mn" else c
-
-
 class WordPiece:
-    """The tokenizer of a vocabulary {entry: id}; `lower` for the uncased ones.
-
-    pad, unk, cls, sep, mask   ids of the special entries
-    """
+    """The tokenizer of a vocabulary {entry: id}; `lower` for the uncased ones."""
 
     def __init__(self, vocab, lower=True):
         if missing := [name for name in SPECIAL if name not in vocab]:
@@ -73,8 +63,8 @@ class WordPiece:
         try:
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
             given = json.loads(config.read_text()) if config.exists() else {}
-            return cls({entry: i for i, entry in enumerate(lines)},
-                       given.get("do_lower_case", True))
+            vocab = {entry: i for i, entry in enumerate(lines)}
+            return cls(vocab, given.get("do_lower_case", True))
         except OSError as error:
             raise BadInput(f"{path} cannot be read ({error.strerror}): a text model needs the "
                            "vocab.txt that belongs to it") from None
@@ -86,7 +76,8 @@ class WordPiece:
         """The text as words and single punctuation characters."""
         text = "".join(map(cleaned, text))
         if self.lower:
-            text = "".join(map(bare, unicodedata.normalize("NFD", text.lower())))
+            text = unicodedata.normalize("NFD", text.lower())
+            text = "".join(c for c in text if unicodedata.category(c) != "Mn")      # no accents
         return "".join(map(split, text)).split()
 
     def pieces(self, word):

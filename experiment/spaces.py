@@ -123,11 +123,8 @@ def with_weights(encoder, params):
 
 @torch.no_grad()
 def layer_inputs(encoder, names, params, inputs):
-    """{weight name: the inputs (rows, in) of its layer}, of the real tokens: padding is no row.
-
-    names    weights of linear layers
-    params   {name: tensor} to run the encoder with, instead of its own
-    """
+    """{weight name: the inputs (rows, in) of its layer} with the weights of `params`; of the real
+    tokens: padding is no row."""
     recorded = {}
     inputs = place(inputs, next(iter(params.values())))
     real = encoder.tokens(inputs)

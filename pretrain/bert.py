@@ -6,21 +6,17 @@ arXiv:1810.04805
     recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), two fifths hidden,
              f = feature of the first sentence, (D,)                  one in three
 
-E (V, D) is the encoder's own word embedding; the heads are thrown away. Two fifths are hidden in
-every second sentence, since those words follow from the first. Of the hidden words 80 % become
-[MASK], 10 % another word, 10 % stay as they are.
+E (V, D) is the encoder's own word embedding; the heads are thrown away. Of the hidden words 80 %
+become [MASK], 10 % another word, 10 % stay as they are.
 
-The text is single sentences and short discourses of two, in the grammar of english.py: what
-happened and the same again in other words, a rule and a case of it, who acted first, how many did,
-an opinion and who shared it. To fill in a word of the second sentence, the encoder has to find out
-from the first who did what to whom. No label of written.py is ever used, no sentence is made
-wrong, and no second sentence contradicts the first; but some second sentences say in words what a
-task asks: who did it, how many did, who was tired.
+The text is single sentences and discourses of two, in the grammar of english.py. To fill in a word
+of the second sentence, the encoder has to find out from the first who did what to whom. No label of
+written.py is used, no sentence is wrong and none contradicts the one before; but some second
+sentences say in words what a task asks: who did it, how many did, who was tired.
 
-Differs  No next-sentence prediction, the paper's second loss, which longer pretraining dropped
-         (RoBERTa, arXiv:1907.11692). In its place `recall`: one vector has to carry what the next
-         sentence says, as in skip-thoughts (arXiv:1506.06726), since that vector, the mean over
-         the tokens, is the feature that the tasks start from.
+Differs  No next-sentence prediction, which longer pretraining dropped (RoBERTa, arXiv:1907.11692).
+         In its place `recall`, as in skip-thoughts (arXiv:1506.06726): the mean over the tokens has
+         to carry what the next sentence says, since the tasks start from that feature.
 """
 
 import string
@@ -33,7 +29,6 @@ from tqdm import tqdm
 
 from encoders.bert import BERT
 from encoders.tokenizer import SPECIAL, WordPiece
-from experiment.run_folder import replacing
 from pretrain.optimizer import OneCycle
 from tasks import english
 from tasks.english import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE,
@@ -182,17 +177,6 @@ def vocabulary():
     return [*entries, *(w for w in english.vocabulary() if w not in entries)]
 
 
-def write_vocabulary(folder):
-    """vocab.txt."""
-    with replacing(folder / "vocab.txt") as temporary:
-        temporary.write_text("\n".join(vocabulary()) + "\n")
-
-
-def corpus(rng, n):
-    """n single sentences and pairs."""
-    return [pick(rng, DISCOURSES)(rng) for _ in range(n)]
-
-
 def hide(ids, rng, tokenizer, share=HIDDEN):
     """(ids with words hidden, targets with -100 where nothing is asked).
 
@@ -239,7 +223,7 @@ def batches(rng, tokenizer, batch):
     One in three is (ids of first sentences, ids of second ones), the others (ids of texts, None).
     """
     while True:
-        texts = corpus(rng, ROUND)
+        texts = [pick(rng, DISCOURSES)(rng) for _ in range(ROUND)]
         texts.sort(key=lambda t: len((t if isinstance(t, str) else " ".join(t)).split()))
         chunks = [texts[i:i + batch] for i in range(0, ROUND, batch)]
         for i in rng.permutation(len(chunks)):

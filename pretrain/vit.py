@@ -3,10 +3,8 @@
     loss = sum over attributes a of weight_a * cross_entropy(W_a feature, label_a)
 
 A scene is one symbol (40 random glyphs or 8 shapes) with dots and sometimes a small companion, on a
-weak texture. The encoder has to say what the symbol is, where, how large and how turned, which
-texture lies behind it, how many dots there are and in which direction the companion stands. Digits,
-letters and arrows are never drawn. The attribute heads are thrown away; the encoder is what the
-eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
+weak texture. Digits, letters and arrows are never drawn. The attribute heads are thrown away; the
+encoder is what the eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
 """
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from encoders.vit import ViT
 from pretrain.optimizer import OneCycle
 from tasks import drawn
 
@@ -83,20 +82,9 @@ def scenes(rng, n):
     return images, label
 
 
-def attribute_losses(logits, label):
-    """{attribute: mean cross entropy over the scenes that define it}, from (n, all classes)."""
-    parts = logits.split([classes for classes, _ in ATTRIBUTES.values()], 1)
-    return {a: F.cross_entropy(part, label[a], ignore_index=-1)
-            for (a, part) in zip(ATTRIBUTES, parts)}
-
-
-def accuracy(model, head, images, label):
-    """{attribute: share of right answers among the scenes where it is defined}."""
-    with torch.no_grad():
-        logits = torch.cat([head(model(chunk)) for chunk in images.split(500)])
-    parts = logits.split([classes for classes, _ in ATTRIBUTES.values()], 1)
-    right = {a: (part.argmax(1) == label[a])[label[a] >= 0] for a, part in zip(ATTRIBUTES, parts)}
-    return {a: r.float().mean().item() for a, r in right.items()}
+def answers(logits):
+    """{attribute: its logits (n, classes)} out of those of all heads."""
+    return dict(zip(ATTRIBUTES, logits.split([n for n, _ in ATTRIBUTES.values()], 1)))
 
 
 def tensors(rng, n):
@@ -105,10 +93,16 @@ def tensors(rng, n):
     return torch.from_numpy(images)[:, None], {a: torch.from_numpy(v) for a, v in label.items()}
 
 
+def make(width, depth, heads):
+    """A new ViT and its configuration."""
+    config = dict(image=28, patch=7, channels=1, width=width, depth=depth, heads=heads,
+                  hidden=4 * width, mean=[0.5], std=[0.5])
+    return ViT(**config), config
+
+
 def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
     """Train model and attribute heads with AdamW and a one-cycle schedule; return the heads."""
-    width, classes = model.width, sum(c for c, _ in ATTRIBUTES.values())
-    head = torch.nn.Linear(width, classes)
+    head = torch.nn.Linear(model.width, sum(n for n, _ in ATTRIBUTES.values()))
     optimizer = OneCycle([model, head], steps, lr, wd)
     order, rng = torch.Generator().manual_seed(seed), np.random.default_rng([seed, 1])
     bar = tqdm(total=steps, desc="pretraining", mininterval=1)
@@ -118,8 +112,8 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
         for rows in twice.split(batch):
             if bar.n == steps:
                 break
-            losses = attribute_losses(head(model(images[rows])),
-                                      {a: v[rows] for a, v in label.items()})
+            losses = {a: F.cross_entropy(part, label[a][rows], ignore_index=-1)
+                      for a, part in answers(head(model(images[rows]))).items()}
             loss = sum(ATTRIBUTES[a][1] * value for a, value in losses.items())
             optimizer.descend(loss)
             bar.update()
@@ -127,3 +121,12 @@ def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
                             texture=f"{losses['texture'].item():.2f}", refresh=False)
     bar.close()
     return head
+
+
+@torch.no_grad()
+def accuracy(model, head, seed):
+    """{attribute: share of right answers among the new scenes where it is defined}."""
+    images, label = tensors(np.random.default_rng([seed, 2]), HELD_OUT)
+    logits = torch.cat([head(model(chunk)) for chunk in images.split(500)])
+    right = {a: part.argmax(1) == label[a] for a, part in answers(logits).items()}
+    return {a: r[label[a] >= 0].float().mean().item() for a, r in right.items()}

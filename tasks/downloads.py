@@ -1,8 +1,7 @@
 """Files from the network, whole or not at all.
 
 A file arrives under a temporary name and gets its own name once its length and checksum are right:
-what is there is complete. torch.hub's own download does not notice a connection that ends early
-unless it is given a checksum.
+what is there is complete. torch.hub's download does not notice a connection that ends early.
 """
 
 import hashlib
@@ -15,8 +14,6 @@ from tqdm import tqdm
 
 from errors import BadInput
 
-CHUNK = 1 << 18                  # bytes
-
 
 class NotThere(BadInput):
     """The server answers and has no such file."""
@@ -27,7 +24,6 @@ def fetch(url, path, sha256=None, md5=None):
 
     sha256, md5   hex digests of the file, compared where given
     BadInput if there is no connection, the file is cut short, or a digest differs; nothing is left.
-    NotThere, a BadInput, if the server has no such file.
     """
     path = Path(path)
     if path.exists():
@@ -41,7 +37,7 @@ def fetch(url, path, sha256=None, md5=None):
         with urllib.request.urlopen(request, timeout=30) as answer, open(part, "wb") as file:
             length = int(answer.headers.get("Content-Length") or 0)      # a server need not say it
             with tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name) as bar:
-                while block := answer.read(CHUNK):
+                while block := answer.read(1 << 18):
                     bar.update(file.write(block))
                     for digest in digests.values():
                         digest.update(block)
@@ -49,9 +45,9 @@ def fetch(url, path, sha256=None, md5=None):
             raise BadInput(f"{url} was cut short after {part.stat().st_size} of {length} bytes: "
                            f"try again, {by_hand}")
         for name, want in (("sha256", sha256), ("md5", md5)):
-            if want is not None and digests[name].hexdigest() != want:
-                raise BadInput(f"{url} has {name} {digests[name].hexdigest()}, not {want}: it was "
-                               f"changed or damaged on the way, try again, {by_hand}")
+            if want not in (None, digest := digests[name].hexdigest()):
+                raise BadInput(f"{url} has {name} {digest}, not {want}: it was changed or damaged "
+                               f"on the way, try again, {by_hand}")
         os.replace(part, path)
     except urllib.error.HTTPError as error:
         problem = NotThere if error.code in (404, 410) else BadInput

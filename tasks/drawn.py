@@ -7,13 +7,10 @@ Grey 28x28 pictures, float32 in [0, 1], made of three primitives, each batched o
     textures   eight kinds of background, with orientation, frequency and phase
 
 Coordinates run from -1 to 1, x to the right, y down; a pixel is 2/28 wide. A drawing is a coverage
-`alpha` (n, 28, 28) in [0, 1]; `finish` lays it over a background and adds contrast, polarity and
-noise.
-
-The scenes of `pretrain/vit.py` use the same primitives but never a digit, a letter or an arrow, and
-less noise, rotation and clutter: each task is a domain shift of its own against the pretraining.
-A task is `draw(rng, y) -> images`; `sample` cuts the stream into chunks of 500 images, each from
-its own generator `default_rng([seed, task, chunk])`: a longer sample begins with the same pictures.
+`alpha` (n, 28, 28) in [0, 1]. The scenes of `pretrain/vit.py` use the same primitives but never a
+digit, a letter or an arrow, and less noise, rotation and clutter: each task is a domain shift of
+its own. `sample` cuts the stream of a task into chunks of 500 images, each from its own generator
+`default_rng([seed, task, start])`: a longer sample begins with the same pictures.
 """
 
 import numpy as np
@@ -21,6 +18,7 @@ import numpy as np
 SIZE = 28
 PIXEL = 2 / SIZE
 CHUNK = 500
+SLOTS = 8                                               # segments of a glyph
 SHAPES = ["disc", "square", "triangle", "cross", "ring", "star", "bar", "crescent"]
 TEXTURES = ["sine", "square_wave", "product", "checker", "rings", "thin_lines", "noise", "blocks"]
 
@@ -35,23 +33,20 @@ GLYPHS = {
 }
 
 
-def grid():
-    """Pixel centres: x and y, each (28, 28)."""
-    c = ((np.arange(SIZE) + 0.5) * PIXEL - 1).astype(np.float32)
-    return np.meshgrid(c, c)
+X, Y = np.meshgrid(*[((np.arange(SIZE) + 0.5) * PIXEL - 1).astype(np.float32)] * 2)      # centres
 
 
-def segments(name, slots=8):
-    """The glyph `name` as (slots, 4) segments x0 y0 x1 y1; short glyphs repeat their last one."""
+def segments(name):
+    """The glyph `name` as (8, 4) segments x0 y0 x1 y1; short glyphs repeat their last one."""
     points = np.array([[int(p[0]) - 1, int(p[1]) / 2 - 1] for p in GLYPHS[name].split()])
     lines = np.concatenate([points[:-1], points[1:]], 1)
-    return lines[np.minimum(np.arange(slots), len(lines) - 1)].astype(np.float32)
+    return lines[np.minimum(np.arange(SLOTS), len(lines) - 1)].astype(np.float32)
 
 
-def lattice_walks(rng, n, slots=8):
-    """n random glyphs (n, slots, 4): 4 to 6 strides between neighbours on a 3x3 lattice."""
+def lattice_walks(rng, n):
+    """n random glyphs (n, 8, 4): 4 to 6 strides between neighbours on a 3x3 lattice."""
     strides, points = rng.integers(4, 7, n), [rng.integers(-1, 2, (n, 2))]
-    for _ in range(slots):
+    for _ in range(SLOTS):
         here = points[-1]
         step = rng.integers(-1, 2, (n, 2))
         step = np.where(np.abs(here + step) > 1, -step, step)
@@ -59,8 +54,13 @@ def lattice_walks(rng, n, slots=8):
         step[still, 0] = np.where(here[still, 0] > 0, -1, 1)
         points.append(here + step)
     lines = np.concatenate([np.stack(points[:-1], 1), np.stack(points[1:], 1)], 2)
-    keep = np.minimum(np.arange(slots)[None], strides[:, None] - 1)
+    keep = np.minimum(np.arange(SLOTS)[None], strides[:, None] - 1)
     return np.take_along_axis(lines, keep[:, :, None], 1).astype(np.float32)
+
+
+def columns(n, *values):
+    """Numbers or arrays (n,) as float32 (n, 1, 1), to be used with pictures."""
+    return [np.broadcast_to(np.asarray(v, np.float32), (n,))[:, None, None] for v in values]
 
 
 def strokes(lines, x=0, y=0, scale=0.5, angle=0, shear=0, width=0.12):
@@ -69,21 +69,18 @@ def strokes(lines, x=0, y=0, scale=0.5, angle=0, shear=0, width=0.12):
     Every other argument is a number or (n,); `width` is the full width of the pen.
     """
     n = len(lines)
-    x, y, scale, angle, shear, width = (
-        np.broadcast_to(np.asarray(v, np.float32), (n,))[:, None, None]
-        for v in (x, y, scale, angle, shear, width))
+    x, y, scale, angle, shear, width = columns(n, x, y, scale, angle, shear, width)
     p = lines.reshape(n, -1, 2)
     u, v = scale * (p[..., :1] + shear * p[..., 1:]), scale * p[..., 1:]
     p = np.concatenate([x + u * np.cos(angle) - v * np.sin(angle),
                         y + u * np.sin(angle) + v * np.cos(angle)], 2).reshape(n, -1, 2, 2)
     a, ab = p[:, :, 0], p[:, :, 1] - p[:, :, 0]                      # (n, s, 2) start and direction
-    gx, gy = grid()
     nearest = np.full((n, SIZE, SIZE), 9, np.float32)
     for s in range(a.shape[1]):
         ax, ay, dx, dy = (t[:, s, i, None, None] for t in (a, ab) for i in (0, 1))
-        t = ((gx - ax) * dx + (gy - ay) * dy) / np.maximum(dx * dx + dy * dy, 1e-6)
+        t = ((X - ax) * dx + (Y - ay) * dy) / np.maximum(dx * dx + dy * dy, 1e-6)
         t = np.clip(t, 0, 1)
-        nearest = np.minimum(nearest, (gx - ax - t * dx) ** 2 + (gy - ay - t * dy) ** 2)
+        nearest = np.minimum(nearest, (X - ax - t * dx) ** 2 + (Y - ay - t * dy) ** 2)
     return np.clip((width / 2 - np.sqrt(nearest)) / PIXEL + 0.5, 0, 1)
 
 
@@ -104,12 +101,9 @@ def signed_distance(shape, u, v):
 
 def blobs(shape, x=0, y=0, size=0.5, angle=0, outline=0):
     """Coverage (n, 28, 28) of SHAPES[shape], shape (n,); `outline` > 0 draws a rim that wide."""
-    n = len(shape)
-    x, y, size, angle, outline = (np.broadcast_to(np.asarray(v, np.float32), (n,))[:, None, None]
-                                  for v in (x, y, size, angle, outline))
-    gx, gy = grid()
-    u = ((gx - x) * np.cos(angle) + (gy - y) * np.sin(angle)) / size
-    v = ((gy - y) * np.cos(angle) - (gx - x) * np.sin(angle)) / size
+    x, y, size, angle, outline = columns(len(shape), x, y, size, angle, outline)
+    u = ((X - x) * np.cos(angle) + (Y - y) * np.sin(angle)) / size
+    v = ((Y - y) * np.cos(angle) - (X - x) * np.sin(angle)) / size
     d = np.empty_like(u)
     for k in range(len(SHAPES)):
         d[shape == k] = signed_distance(k, u[shape == k], v[shape == k])
@@ -120,20 +114,19 @@ def blobs(shape, x=0, y=0, size=0.5, angle=0, outline=0):
 
 def textures(rng, texture, angle, frequency):
     """Backgrounds (n, 28, 28) in [0, 1], texture (n,); frequency in cycles over the picture."""
-    gx, gy = grid()
     out = np.empty((len(texture), SIZE, SIZE), np.float32)
     for k, name in enumerate(TEXTURES):
         rows = np.flatnonzero(texture == k)
         phase, cross_phase = rng.uniform(0, 2 * np.pi, (2, len(rows), 1, 1))
         a, f = (np.asarray(v)[rows, None, None] for v in (angle, frequency))
-        wave = np.sin(np.pi * f * (gx * np.cos(a) + gy * np.sin(a)) + phase)
-        cross = np.sin(np.pi * f * (gy * np.cos(a) - gx * np.sin(a)) + cross_phase)
+        wave = np.sin(np.pi * f * (X * np.cos(a) + Y * np.sin(a)) + phase)
+        cross = np.sin(np.pi * f * (Y * np.cos(a) - X * np.sin(a)) + cross_phase)
         match name:
             case "sine": out[rows] = 0.5 + 0.5 * wave
             case "square_wave": out[rows] = wave > 0
             case "product": out[rows] = 0.5 + 0.5 * wave * cross
             case "checker": out[rows] = wave * cross > 0
-            case "rings": out[rows] = 0.5 + 0.5 * np.sin(np.pi * f * np.hypot(gx, gy) + phase)
+            case "rings": out[rows] = 0.5 + 0.5 * np.sin(np.pi * f * np.hypot(X, Y) + phase)
             case "thin_lines": out[rows] = wave > 0.75
             case "noise": out[rows] = rng.random((len(rows), SIZE, SIZE))
             case "blocks": out[rows] = rng.random((len(rows), 7, 7)).repeat(4, 1).repeat(4, 2)
@@ -142,10 +135,10 @@ def textures(rng, texture, angle, frequency):
 
 def finish(rng, alpha, background=0.0, contrast=1.0, noise=0.1):
     """Lay coverage over a background in [0, 1], set contrast and random polarity, add noise."""
-    column = lambda v: np.broadcast_to(np.asarray(v, np.float32), (len(alpha),))[:, None, None]
+    contrast, noise = columns(len(alpha), contrast, noise)
     c = background * (1 - alpha) + alpha
-    c = 0.5 + (c - 0.5) * column(contrast) * rng.choice([-1, 1], (len(alpha), 1, 1))
-    c = c + column(noise) * rng.standard_normal(c.shape, np.float32)
+    c = 0.5 + (c - 0.5) * contrast * rng.choice([-1, 1], (len(alpha), 1, 1))
+    c = c + noise * rng.standard_normal(c.shape, np.float32)
     return np.clip(c, 0, 1).astype(np.float32)
 
 
@@ -265,11 +258,9 @@ def arrows(rng, y):
 
 
 # name -> (draw, number of classes); the order fixes each task's random stream
-TASKS = {
-    "digits": (digits, 10), "letters": (letters, 10), "textures": (texture_kinds, 8),
-    "stripes": (stripes, 12), "shapes": (shapes, 8), "count": (count, 7),
-    "relation": (relation, 8), "arrows": (arrows, 12),
-}
+TASKS = {"digits": (digits, 10), "letters": (letters, 10), "textures": (texture_kinds, 8),
+         "stripes": (stripes, 12), "shapes": (shapes, 8), "count": (count, 7),
+         "relation": (relation, 8), "arrows": (arrows, 12)}
 
 
 def sample(task, n, seed):

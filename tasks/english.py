@@ -45,6 +45,9 @@ INTRANSITIVE = [("rest", "relax"), ("laugh", "chuckle"), ("shout", "yell"), ("da
                 ("hurry", "rush"), ("cry", "sob"), ("smile", "grin"), ("listen",), ("arrive",)]
 DOUBLED = {"stop", "tap", "hop", "chat", "sob", "grin"}            # stopped, not stoped
 QUANTIFIERS = ("every", "some", "no", "not every")
+FUNCTION_WORDS = """the a an every some no not that was by it near and but did before after later
+    earlier because he she although nobody everybody found very , is who first then so people only
+    liked disliked loved hated one two three four man woman women""".split()
 
 
 def pick(rng, options):
@@ -91,8 +94,8 @@ def agree(verb, plural):
 def noun_phrase(rng, noun, trait=None, article="the", plural=False):
     """the old dog: concepts to words."""
     word = pick(rng, noun)
-    words = [article, *([pick(rng, trait)] if trait else []), ending_s(word) if plural else word]
-    return " ".join(words)
+    adjective = f"{pick(rng, trait)} " if trait else ""
+    return f"{article} {adjective}{ending_s(word) if plural else word}"
 
 
 def near(rng):
@@ -114,22 +117,14 @@ def embedded(rng, doer, verb, other, aside, bystander):
     """
     v, a = did(rng, verb), did(rng, aside)
     first, rest = pick(rng, ((doer, f"{v} {other}"), (other, f"was {v} by {doer}")))
-    form = int(rng.random() * 3)
-    if form == 0:
-        return f"{first} that {bystander} {a} {rest}", (bystander, first)
-    if form == 1:
-        return f"{first} that {a} {bystander} {rest}", (first, bystander)
-    return f"{first} near {bystander} {rest}", None
-
-
-def joined(names):
-    """anna and bruno and carl."""
-    return " and ".join(names)
+    return pick(rng, ((f"{first} that {bystander} {a} {rest}", (bystander, first)),
+                      (f"{first} that {a} {bystander} {rest}", (first, bystander)),
+                      (f"{first} near {bystander} {rest}", None)))
 
 
 def some_did(rng, who, others, verb):
     """who did it, and others did not, in one of four ways."""
-    w, o, base = joined(who), joined(others), pick(rng, verb)
+    w, o, base = " and ".join(who), " and ".join(others), pick(rng, verb)
     return pick(rng, (f"{w} {past(base)} but {o} did not", f"{o} did not {base} but {w} did",
                       f"it was {w} and not {o} that {past(base)}",
                       f"it was not {o} but {w} that {past(base)}"))
@@ -161,8 +156,7 @@ def opinion(rng, work, positive, negation=0.5):
 
 def contrast(rng, main, side):
     """Two clauses of which `main` has the last word, in one of three ways."""
-    return pick(rng, (f"{side} but {main}", f"although {side} , {main}",
-                      f"{main} although {side}"))
+    return pick(rng, (f"{side} but {main}", f"although {side} , {main}", f"{main} although {side}"))
 
 
 def vocabulary():
@@ -172,8 +166,3 @@ def vocabulary():
     verbs = [w for c in (*TRANSITIVE, *INTRANSITIVE) for w in c]
     words = {w for c in concepts for w in c} | {*WOMEN, *MEN, *verbs, *KINDS, *FUNCTION_WORDS}
     return sorted(words | {ending_s(w) for w in (*nouns, *verbs)} | {past(v) for v in verbs})
-
-
-FUNCTION_WORDS = """the a an every some no not that was by it near and but did before after later
-    earlier because he she although nobody everybody found very , is who first then so people only
-    liked disliked loved hated one two three four man woman women""".split()

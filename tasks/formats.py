@@ -113,8 +113,6 @@ def tsv(content, source, columns, header=True, exact=False):
     return rows
 
 
-# ---- MATLAB --------------------------------------------------------------------------------------
-
 MATRIX, COMPRESSED = 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"}
 
@@ -131,8 +129,7 @@ def elements(content, order):
         if tag >> 16:
             tag, length, start, end = tag & 0xFFFF, tag >> 16, at + 4, at + 8
         else:
-            start, end = at + 8, at + 8 + length
-            end += 0 if tag == COMPRESSED else -length % 8
+            start, end = at + 8, at + 8 + length + (0 if tag == COMPRESSED else -length % 8)
         if start + length > len(content):
             raise ValueError(f"an element of {length} bytes begins {len(content) - start} bytes "
                              "before the end")

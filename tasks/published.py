@@ -5,6 +5,7 @@ folder. This repository contains none of it; each set has a licence of its own.
 """
 
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from errors import BadInput, unknown
 from tasks import readers
+from tasks.archives import named
 from tasks.downloads import fetch
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
@@ -32,11 +34,6 @@ class Dataset(NamedTuple):
     decode: callable        # files of a split -> (inputs, labels); without names folder -> splits
     names: dict = None      # {split: names of its files}, unpacked or in one of the archives
     urls: tuple = ()        # what to fetch: (address, md5 or None)
-
-
-def file_name(url):
-    """What the file at an address is called."""
-    return url.rpartition("/")[2]
 
 
 def mnist_names(train="train", test="t10k"):
@@ -173,25 +170,28 @@ def download(task, folder, kind):
         raise BadInput(f"{task} is a data set of {DATASETS[task].kind}s, the model is for {kind}s: "
                        "give another --model or --task")
     for url, md5 in DATASETS[task].urls:
-        fetch(url, Path(folder) / file_name(url), md5=md5)
+        fetch(url, Path(folder, Path(url).name), md5=md5)
 
 
 @lru_cache(maxsize=8)
 def read(task, folder):
     """(kind, classes, {split: (inputs, labels)}) of a data set, every split checked."""
     kind, classes, decode, names, urls = entry(task, folder)
-    archives = [file_name(url) for url, _ in urls if url.endswith((".zip", ".tar.gz", ".npz"))]
-    parts = readers.by_name(folder, names, decode, archives) if names else decode(folder)
+    if names:                                          # all at once: an archive is read once
+        archives = [Path(url).name for url, _ in urls if url.endswith((".zip", ".tar.gz", ".npz"))]
+        files = iter(named(folder, sum(names.values(), []), archives))
+        parts = {split: decode(*islice(files, len(part))) for split, part in names.items()}
+    else:
+        parts = decode(folder)
     classes = classes or int(parts["train"][1].max(initial=0)) + 1
     for split, (inputs, labels) in parts.items():
         if len(inputs) != len(labels):
             raise BadInput(f"{folder}: {len(inputs)} {split} inputs but {len(labels)} labels")
         if not len(labels):
             raise BadInput(f"{folder}: the {split} files hold no examples")
-        for worst in (int(labels.max()), int(labels.min())):
-            if not 0 <= worst < classes:
-                raise BadInput(f"{folder}: label {worst} in the {split} file, but {task} has "
-                               f"{classes} classes: 0 to {classes - 1}")
+        if len(odd := labels[(labels < 0) | (labels >= classes)]):
+            raise BadInput(f"{folder}: label {odd.max()} in the {split} file, but {task} has "
+                           f"{classes} classes: 0 to {classes - 1}")
         if kind == "image" and inputs.dtype != np.uint8:
             raise BadInput(f"{folder}: {split} pixels are {inputs.dtype}, not unsigned bytes")
     return kind, classes, parts

@@ -7,7 +7,6 @@ GLUE's test files are secret: `dev` is the test split here.
 
 import csv
 import io
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +16,6 @@ import torch.nn.functional as F
 from errors import BadInput
 from tasks import formats
 from tasks.archives import files, named
-
-
-def by_name(folder, names, decode, archives=()):
-    """{split: decode(*its files)}, `names` {split: names of its files}; reads an archive once."""
-    contents = iter(named(folder, sum(names.values(), []), archives))
-    return {split: decode(*islice(contents, len(part))) for split, part in names.items()}
-
-
-# ---- images: files -> (inputs, labels) -----------------------------------------------------------
 
 
 def mnist(images, labels, first=0, transposed=False):
@@ -83,8 +73,7 @@ def signs(pictures, tables, source, size=32):
             except (KeyError, TypeError, ValueError):
                 raise formats.damaged(entry, "lacks Filename or ClassId in a line") from None
     for entry, content in pictures.items():
-        key = Path(entry).parent.name, Path(entry).name
-        if key not in classes:
+        if (key := (Path(entry).parent.name, Path(entry).name)) not in classes:
             raise formats.damaged(source, f"has no label for {entry}")
         x = torch.from_numpy(formats.ppm(content, entry).copy()).permute(2, 0, 1)[None].float()
         x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
@@ -97,13 +86,12 @@ def gtsrb(folder):
     """German traffic signs, pictures of all sizes resized to 32 x 32."""
     find = lambda end, below, archive: files(
         folder, lambda name: name.endswith(end) and below in f"/{name}", [archive])
-    train, test = "GTSRB-Training_fixed.zip", "GTSRB_Final_Test_Images.zip"
-    table = find("GT-final_test.csv", "/", "GTSRB_Final_Test_GT.zip")
-    return {"train": signs(find(".ppm", "/Training/", train), find(".csv", "/Training/", train),
-                           folder),
-            # the table of the test pictures lies in another folder than they do
-            "test": signs(find(".ppm", "/Final_Test/", test),
-                          {f"Images/{Path(name).name}": t for name, t in table.items()}, folder)}
+    train, labels = (find(end, "/Training/", "GTSRB-Training_fixed.zip")
+                     for end in (".ppm", ".csv"))
+    test = find(".ppm", "/Final_Test/", "GTSRB_Final_Test_Images.zip")
+    table = find("GT-final_test.csv", "/", "GTSRB_Final_Test_GT.zip")    # in another folder:
+    table = {f"Images/{Path(name).name}": content for name, content in table.items()}
+    return {"train": signs(train, labels, folder), "test": signs(test, table, folder)}
 
 
 def pictures(folder):
@@ -133,9 +121,6 @@ def pictures(folder):
     return out
 
 
-# ---- texts: files -> (inputs, labels) ------------------------------------------------------------
-
-
 def labelled(rows, classes, source):
     """Texts or pairs, and class numbers by the place of a label, from rows (text, ..., label)."""
     number = {name: i for i, name in enumerate(classes)}
@@ -157,8 +142,8 @@ def ag_news(file):
     try:
         rows = [(f"{title} {text}", label) for label, title, text in records]
     except (csv.Error, ValueError) as error:
-        raise formats.damaged(file[1], f"line {records.line_num} is no `class, title, description` "
-                                       f"({error})") from None
+        raise formats.damaged(file[1], f"line {records.line_num} is no `class, title, description`"
+                                       f" ({error})") from None
     return labelled(rows, "1234", file[1])
 
 

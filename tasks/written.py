@@ -10,13 +10,12 @@
     coref       is the pronoun the one who acted?                                          2
 
 In every task the same words occur under every label, so a linear classifier on word counts stays
-near chance (tests/test_text_suite.py): what counts is order, structure and who is bound to what.
-Labels follow from a rule, those of `entail` from a search through all small models.
+near chance (tests/tasks/test_written.py): what counts is order, structure and who is bound to what.
 
-A task is `write(rng, y) -> str or (str, str)`; `sample` cuts the stream into chunks of 500, each
-from its own generator `default_rng([seed, task, chunk])`: a longer sample begins with the same
-texts. A text is kept only if its checksum mod 4 is seed mod 4: the four splits of data.py, whose
-seeds follow one another, share no text.
+`sample` cuts the stream of a task into chunks of 500 texts, each from its own generator
+`default_rng([seed, task, chunk])`: a longer sample begins with the same texts. A text is kept only
+if its checksum mod 4 is seed mod 4: the four splits of data.py, whose seeds follow one another,
+share no text.
 """
 
 import itertools
@@ -41,14 +40,14 @@ def accept(rng, y):
     swapped = y == 0 and chance(rng)
     wrong = y == 0 and not swapped
     verb = agree(main, plural != wrong)
-    match int(rng.random() * 3):
-        case 0:
-            text = f"{first} that {second} {agree(aside, plural == wrong)} {verb}"
-        case 1:
-            text = f"{first} near {second} {verb}"
-        case _:
-            other = pick(rng, pick(rng, INTRANSITIVE))
-            text = f"{first} {verb} but {second} {agree(other, plural == wrong)}"
+    form = int(rng.random() * 3)
+    if form == 0:
+        text = f"{first} that {second} {agree(aside, plural == wrong)} {verb}"
+    elif form == 1:
+        text = f"{first} near {second} {verb}"
+    else:
+        other = pick(rng, pick(rng, INTRANSITIVE))
+        text = f"{first} {verb} but {second} {agree(other, plural == wrong)}"
     words = f"{text} {near(rng)}".split() if chance(rng) else text.split()
     if swapped:
         i = pick(rng, [i for i, w in enumerate(words) if w == "the"])
@@ -82,10 +81,7 @@ def paraphrase(rng, y):
     say = lambda doer, other: told(rng, noun_phrase(rng, *doer), verb, noun_phrase(rng, *other))
     first = say(doer, other)
     if y == 0:
-        if chance(rng):
-            doer, other = other, doer
-        else:
-            doer, other = (n1, traits[1]), (n2, traits[0])
+        doer, other = (other, doer) if chance(rng) else ((n1, traits[1]), (n2, traits[0]))
     return first, say(doer, other)
 
 
@@ -99,7 +95,7 @@ def holds(quantifier, narrow, world):
 def relation(premise, hypothesis):
     """0 entailed, 1 contradicted, 2 neither; each is (quantifier, is its noun the narrow one?).
 
-    Goes through every set of inhabited types in which the narrow noun has a member.
+    Goes through all small models: sets of inhabited types in which the narrow noun has a member.
     """
     types = list(itertools.product((False, True), repeat=2))
     worlds = [w for n in range(1, 5) for w in itertools.combinations(types, n)
@@ -183,10 +179,7 @@ def bucket(text):
 
 
 def sample(task, n, seed):
-    """n texts (str) or pairs (str, str) of a task and labels (n,) int64; balanced, deterministic.
-
-    Calls with the same seed agree on whole chunks of 500; seeds that differ mod 4 share no text.
-    """
+    """n texts (str) or pairs (str, str) of a task, and labels (n,) int64, balanced."""
     write, classes = TASKS[task]
     texts, labels = [], []
     for chunk in range(-(-n // CHUNK)):
