@@ -142,15 +142,16 @@ def merge_runs(runs, args):
 
 
 def own_tasks(runs, args):
-    """The table without --merge: every run on its own tasks."""
-    lines = []
+    """Print the table without --merge, every run on its own tasks; returns its rows for --json."""
+    lines, header = [], ["run", "adapter", "linearize", "task", "val", "test"]
     for run in tqdm(runs, "runs"):
         model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
         s, tasks = run["setting"], Tasks([run], args.device, args.limit)
         val, test = (tasks.scores(model, split) for split in ("val", "test"))
         lines += [[run["folder"].name, s["adapter"], s["linearize"], task, val[task], test[task]]
                   for task in tasks.runs]
-    return cli.table(["run", "adapter", "linearize", "task", "val", "test"], lines)
+    print(cli.table(header, lines))
+    return {"runs": [dict(zip(header, line)) for line in lines]}
 
 
 def partners(run):
@@ -207,7 +208,7 @@ def arguments():
     read_keys(args)
     if args.export:
         check_export(args)
-    cli.positive(args, "jobs", "limit")
+    cli.check_numbers(args)
     args.device = cli.device(args.device)
     if args.plot:
         if not args.analyze and not args.curve:
@@ -223,7 +224,7 @@ def arguments():
 def read_keys(args):
     """--set as {key: value} and --sweep as {key: values}, the keys of the rules of --merge."""
     keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
-    args.sweep = dict(map(cli.grid, args.sweep))
+    args.sweep = dict(cli.grid(text, keys) for text in args.sweep)
     args.set = cli.keywords(args.set, keys, "these rules") if args.merge else {}
     if strange := [key for key in args.sweep if args.merge and key not in keys]:
         raise unknown("key for these rules", strange[0], keys)
@@ -270,7 +271,7 @@ def main():
         from exchange import peft_folder
         peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
-        print(own_tasks(runs, args))
+        results = own_tasks(runs, args)
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05"
               if len(runs) > 1 else f"next: {partners(runs[0])}")
     if args.merge:

@@ -57,7 +57,7 @@ def train(setting, task, out):
     score = lambda model, split: {name: accuracy(model, head, *splits[split])
                                   for name, (head, splits) in tasks.items()}
     if RANK == 0:
-        run_folder.start_folder(folder, setting)
+        _lock = run_folder.start_folder(folder, setting)         # held until this run ends
     start, base_val = run_folder.state(model)[0], statistics.fmean(score(base, "val").values())
     log = fit(model, [(head, *splits["train"]) for head, splits in tasks.values()], setting, folder)
     if RANK > 0:
@@ -182,7 +182,7 @@ def arguments():
     add("--overwrite", action="store_true", help="replace an existing run")
     add("--list", action="store_true", help="list the adapters and stop")
     args = p.parse_args()
-    cli.positive(args, "steps", "batch", "limit", "jobs")
+    cli.check_numbers(args)
     if args.jobs > 1 and PROCESSES > 1:
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
     return args
@@ -253,7 +253,7 @@ def main():
         raise BadInput(f"--out {args.out}: with several tasks it must contain {{task}}")
     outs = {out_folder(args, setting, name): task for name, task in names.items()}
     todo = [(setting, task, out) for out, task in outs.items()
-            if run_folder.is_open(out, args.resume, args.overwrite)]
+            if run_folder.is_open(out, {"task": task} | setting, args.resume, args.overwrite)]
     if PROCESSES > 1 or args.jobs > 1:
         from experiment import jobs
     if args.jobs > 1:

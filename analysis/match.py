@@ -115,7 +115,7 @@ def main():
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--out", type=Path, help=f"write the encoder '{WRITTEN}' to this folder")
     args = parser.parse_args()
-    cli.positive(args, "examples", "limit")
+    cli.check_numbers(args)
     if args.out:
         huggingface.check_new(args.out)
     encoder, other = encoders.load(args.a), encoders.load(args.b)

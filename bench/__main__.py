@@ -36,7 +36,7 @@ def main():
     add("--peft", choices=["tiny", "small"],
         help="against the PEFT library, on the built-in ViT or on a ViT-S")
     args = parser.parse_args()
-    cli.positive(args, "batch", "rounds", "steps")
+    cli.check_numbers(args)
     if args.rounds == 1 and not (args.rules or args.growth):
         raise BadInput("--rounds 1: quartiles need at least 2")
     if args.plot and not args.growth:

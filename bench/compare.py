@@ -48,6 +48,11 @@ def train(args, runs, title):
                               env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=HERE,
                               capture_output=True, text=True)
 
+    for path in (folder(args, *run, task) / "config.json" for run in runs for task in args.tasks):
+        made = json.loads(path.read_text()) if path.exists() else vars(args)
+        if differ := [key for key in ("steps", "model") if made[key] != getattr(args, key)]:
+            raise BadInput(f"{path.parent} was made with --{differ[0]} {made[differ[0]]}: "
+                           "give another --out")
     todo = [run for run in runs if not all((folder(args, *run, task) / "result.json").exists()
                                            for task in args.tasks)]
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -114,6 +119,7 @@ def main():
     add("--jobs", type=int, default=1, help="runs at a time, one thread each")
     add("--out", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()
+    cli.check_numbers(args)
     every = sorted(lora.ADAPTERS)
     names = cli.names(args.adapters, "adapter", every) if args.adapters else every
     args.out = args.out.absolute()

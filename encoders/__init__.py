@@ -22,14 +22,14 @@ BUILT_IN = Path(__file__).parents[1] / "checkpoints"
 def find(name_or_folder):
     """The folder or file of a model: built in, on this machine, or published and then fetched."""
     name, given = str(name_or_folder), Path(name_or_folder)
-    if (BUILT_IN / name).is_dir():
+    built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir())
+    if name in built_in:                                       # ./vit is a path and no name
         return BUILT_IN / name
     if given.is_dir() or given.is_file():
         return given
     from encoders import published
     if name in published.CHECKPOINTS:
         return published.checkpoint(name)
-    built_in = sorted(p.name for p in BUILT_IN.iterdir())
     raise unknown("model", name, [*built_in, *published.CHECKPOINTS, "or a folder or file"])
 
 

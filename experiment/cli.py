@@ -1,6 +1,7 @@
 """What the commands share: reporting errors, reading names and `key=value`, printing tables."""
 
 import ast
+import os
 import sys
 from collections import Counter
 
@@ -19,8 +20,11 @@ def run(main):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: finished runs are kept, --resume continues this one", file=sys.stderr)
+        print("interrupted: what is finished is kept", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:                                    # the reader, head or less, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def keywords(pairs, options, owner):
@@ -37,23 +41,47 @@ def keywords(pairs, options, owner):
         default = options[key]
         if isinstance(default, float) and isinstance(value, int):
             value = float(value)
-        if not equals or (default is not None and type(value) is not type(default)):
-            raise BadInput(f"--set {pair}: {key} takes a {type(default).__name__} such as "
-                           f"{key}={default}")
-        out[key] = value
+        wrong = type(value) is str if default is None else type(value) is not type(default)
+        if not equals or wrong:
+            kind = "number or a list" if default is None else type(default).__name__
+            raise BadInput(f"--set {pair}: {key} takes a {kind} such as {key}={default}")
+        out[key] = in_reach(value, f"--set {pair}")
     return out
 
 
-def grid(text):
-    """lam=0:1:0.05 -> ("lam", [0, 0.05, ..., 1]);  density=0.1,0.2 -> ("density", [0.1, 0.2])."""
+def in_reach(value, source):
+    """The value; BadInput if it is a number that is not finite, beyond 1e6, or a negative count."""
+    for v in value if isinstance(value, (list, tuple)) else ():
+        in_reach(float(v), source)
+    if isinstance(value, float) and not abs(value) <= 1e6:
+        raise BadInput(f"{source}: give a number between -1e6 and 1e6")
+    if isinstance(value, int) and value < 0:
+        raise BadInput(f"{source}: give a whole number of 0 or more")
+    return value
+
+
+def grid(text, options):
+    """lam=0:1:0.05 -> ("lam", [0, 0.05, ..., 1]);  density=0.1,0.2 -> ("density", [0.1, 0.2]).
+
+    options   {key: default}: a key whose default is a whole number takes whole numbers
+    """
     key, _, values = text.partition("=")
     try:
         if ":" in values:
             low, high, step = (float(v) for v in values.split(":"))
-            count = round((high - low) / step)
-            return key, [round(low + i * step, 10) for i in range(count + 1)]
-        return key, [float(v) for v in values.split(",")]
-    except (ValueError, ZeroDivisionError):
+            points = [round(low + i * step, 10) for i in range(round((high - low) / step) + 1)]
+        else:
+            points = [float(v) for v in values.split(",")]
+        if isinstance(options.get(key), int):
+            if any(v != int(v) for v in points):
+                raise BadInput(f"--sweep {text}: {key} takes whole numbers")
+            points = [int(v) for v in points]
+        if not points:
+            raise ValueError
+        return key, [in_reach(v, f"--sweep {text}") for v in points]
+    except BadInput:
+        raise
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, "
                        "or KEY=a,b,c") from None
 
@@ -66,11 +94,22 @@ def names(text, what, choices):
     return given
 
 
-def positive(args, *names):
-    """BadInput for a number of the command line that is given and below 1."""
-    for name in names:
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise BadInput(f"--{name} {value}: give a positive number")
+# flag -> (least, most, in words): every number of every command line
+COUNTS = ("steps", "batch", "limit", "jobs", "rank", "size", "examples", "rounds", "width", "depth",
+          "heads")
+RANGES = dict.fromkeys(COUNTS, (1, 10 ** 9, "a whole number of 1 or more")) | {
+    "lr": (1e-12, 1e30, "a number above 0"), "alpha": (1e-6, 1e6, "a number above 0"),
+    "wd": (0, 1e3, "a number of 0 or more"), "lam": (-1e3, 1e3, "a number such as 0.3"),
+    "seed": (0, 2 ** 32 - 1, "a whole number from 0 to 4294967295"),
+    "millions": (0.1, 1e4, "a number above 0.1")}
+
+
+def check_numbers(args):
+    """BadInput for a number of the command line outside its range; NaN is outside every one."""
+    for name, value in vars(args).items():
+        least, most, words = RANGES.get(name, (None, None, None))
+        if words and value is not None and not least <= value <= most:
+            raise BadInput(f"--{name} {value}: give {words}")
 
 
 def device(name):

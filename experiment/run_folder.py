@@ -16,6 +16,7 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from encoders.heads import HEADS
 from errors import BadInput
 from linearize import adapt, encoder_of, set_start
 
+FILES = {"adapter.pt", "config.json", "log.csv", "result.json", "resume.pt", "lock"}
 KEYS = {"setting", "layers", "base", "heads", "start", "trained", "buffers", "torch"}
 
 
@@ -96,32 +98,81 @@ def set_tensors(model, trained, buffers, source):
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def is_open(out, resume, overwrite):
-    """True if the run must be made; BadInput if something is in the way."""
+def refuse_other(folder):
+    """BadInput unless there is nothing at `folder`, or a run of ours and nothing else."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder} is no folder of its own: --out FOLDER writes elsewhere")
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    strange = sorted(name for name in names if name.removesuffix(".tmp") not in FILES)
+    if strange or (names and "config.json" not in names):
+        raise BadInput(f"{folder} is no run of train.py ({', '.join(strange[:3]) or 'no config'} "
+                       "in it): --out FOLDER writes elsewhere")
+
+
+def is_open(out, setting, resume, overwrite):
+    """True if the run must be made, False if it is there; BadInput if something is in the way.
+
+    Only what is a run may be replaced or continued, and only by one process at a time.
+    """
+    refuse_other(out), refuse_other(partial(out))
+    if partial(out).exists():
+        lock(partial(out)).close()
     if overwrite:
         shutil.rmtree(partial(out), ignore_errors=True)
         return True
     if out.exists():
         if not resume:
             raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+        check_same(out, setting)
         print(f"{out} is finished: skipped")
         return False
     if partial(out).exists() and not resume:
         raise BadInput(f"{partial(out)} is an interrupted run: --resume continues it, "
                        "--overwrite starts again")
+    check_same(partial(out), setting)
     return True
 
 
-def start_folder(folder, setting):
-    """Make <out>.partial, or check that the interrupted run in it had the same settings."""
+def check_same(folder, setting):
+    """BadInput unless the run in a folder, if there is one, has these settings."""
     path = folder / "config.json"
-    old = json.loads(path.read_text()) if path.exists() else setting
+    if not path.exists():
+        return
+    try:
+        old = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise BadInput(f"{path} is damaged: --overwrite starts the run again") from None
     if differ := [k for k in setting if old.get(k) != setting[k]]:
         changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
-        raise BadInput(f"{folder} cannot be resumed with other settings ({changes}): "
-                       "repeat them, or start again with --overwrite")
+        raise BadInput(f"{folder} was made with other settings ({changes}): repeat them to resume "
+                       "it, or start again with --overwrite")
+
+
+def lock(folder):
+    """The open lock file of an unfinished run; BadInput if another process is at work on it.
+
+    The system lets go of it when the process ends, however it ends.
+    """
+    file = open(folder / "lock", "w")
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:                                        # Windows: no lock
+        pass
+    except OSError:
+        file.close()
+        raise BadInput(f"{folder}: another process is training this run: wait for it, or give "
+                       "another --out") from None
+    return file
+
+
+def start_folder(folder, setting):
+    """Make <out>.partial with its settings; returns its lock, to be held until the run ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(setting, path)
+    held = lock(folder)
+    check_same(folder, setting)
+    write_json(setting, folder / "config.json")
+    return held
 
 
 def save_progress(folder, model, optimizer, log):
@@ -156,13 +207,13 @@ def save_run(out, setting, model, layers, heads, start, result, log):
     with open(folder / "log.csv", "w", newline="") as file:
         csv.writer(file).writerows([("step", "loss", "lr"), *log])
     write_json(result, folder / "result.json")
-    (folder / "resume.pt").unlink(missing_ok=True)
-    out, old = Path(out), Path(f"{out}.old")
-    if out.exists():                                 # --overwrite: the old run goes only now
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(out, old)
-    os.rename(folder, out)
-    shutil.rmtree(old, ignore_errors=True)
+    for name in ("resume.pt", "lock"):
+        (folder / name).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".replaced-") as aside:
+        if (out := Path(out)).exists():              # --overwrite: the old run goes only now
+            refuse_other(out)
+            os.rename(out, Path(aside) / out.name)
+        os.rename(folder, out)
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -32,6 +32,13 @@ class Tasks:
         single = [run for run in group if len(run_folder.tasks(run)) == 1]
         self.order = [run["setting"]["task"] for run in single]         # of every task vector
         self.runs = {task: run for run in single or group for task in run_folder.tasks(run)}
+        for run in single:
+            other = self.runs[run["setting"]["task"]]
+            if differ := [k for k in ("data", "head", "limit")
+                          if run["setting"][k] != other["setting"][k]]:
+                raise BadInput(f"{other['folder']} and {run['folder']} are both on "
+                               f"{run['setting']['task']}, with another --{differ[0]}: "
+                               "merge runs that are scored on the same examples by the same head")
         self.heads = {t: run_folder.head(run, t).to(device) for t, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
         self.at_base = {}                  # features of a linearized base, for `Mixture`
@@ -181,6 +188,8 @@ def merged(rule, choices, space, tasks, split):
     """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}."""
     row = search(rule, choices, space, tasks)
     result = row.pop("result")
+    for model in result.models if isinstance(result, merge.Experts) else [result]:
+        merge.check_finite(model, f"what {rule} merged")
     if isinstance(result, merge.Experts) and result.route:
         sent = tasks.routed(result, space, split)
         row["scores"] = {t: statistics.fmean(hit) for t, (hit, _) in sent.items()}

@@ -33,6 +33,7 @@ def arguments():
     parser.add_argument("--out", type=Path, help="default: the built-in checkpoint of the model")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint")
     args = parser.parse_args()
+    cli.check_numbers(args)
     _, steps, width, _ = MODELS[args.model]
     args.steps = steps if args.steps is None else args.steps
     args.width = width if args.width is None else args.width

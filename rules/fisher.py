@@ -10,7 +10,7 @@ Trap     squaring the gradient of a batch mean, or of an average over classes, i
 import torch
 from torch.func import jacrev, vmap
 
-from merge import add, rule
+from merge import add, check_count, rule
 
 
 @torch.no_grad()                    # jacrev has its own graph; frozen parts must not record another
@@ -38,8 +38,9 @@ def fisher(base, taus, *, functions, batches, examples=32, normalize=True, floor
 
     examples   inputs per task
     normalize  divide every F_t by its length: a confident model has a small F and would not count
-    floor      F is at least this share of its mean; where it is all floor the result is the mean
+    floor      F is at least this share of its mean
     """
+    check_count("examples", examples)
     weighted = {k: torch.zeros_like(v) for k, v in base.items()}
     weights = {k: torch.zeros_like(v) for k, v in base.items()}
     for tau, function, x in zip(taus, functions, batches, strict=True):

@@ -26,7 +26,7 @@ def merge_runs(command, tmp_path):
         code, out, err = command(evaluation.main, *[tmp_path / "runs" / n for n in names],
                                  "--json", file, *words)
         rows = json.loads(file.read_text()) if file.exists() else {}
-        rows = {key: group["rows"] for key, group in rows.items()}
+        rows = {key: group["rows"] for key, group in rows.items() if key != "runs"}
         return code, out, err, rows
     return call
 
@@ -156,6 +156,15 @@ def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
      "unknown key for these rules 'lm': did you mean 'lam'"),
     (["--merge", "ties", "--sweep", "lam=0:1"], "write KEY=FROM:TO:STEP"),
     (["--merge", "ties", "--sweep", "lam=0:1:0"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "ties", "--sweep", "lam=1:0:0.1"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "ties", "--sweep", "lam=0:inf:0.1"], "write KEY=FROM:TO:STEP"),
+    (["--merge", "ties", "--sweep", "lam=0,nan"], "give a number between -1e6 and 1e6"),
+    (["--merge", "ties", "--set", "lam=1e999"], "give a number between -1e6 and 1e6"),
+    (["--merge", "fisher", "--set", "examples=0"], "examples 0: take at least 1"),
+    (["--merge", "regmean", "--set", "examples=-3"], "give a whole number of 0 or more"),
+    (["--merge", "fitted", "--sweep", "steps=2,3.5"], "steps takes whole numbers"),
+    (["--merge", "pleas", "--set", "heads=x"], "heads takes a number or a list"),
+    (["--merge", "task_arithmetic", "--set", "coefficients=0.5"], "0.5 as coefficients for 2"),
     (["--merge", "analogy"], "analogy takes 3 runs and got 2"),
     (["--merge", "tsv", "--space", "adapter"], "tsv merges in weight space only"),
     (["--merge", "pem"], "pem merges in adapter space only"),
@@ -169,11 +178,13 @@ def test_bad_merge_input(trained, merge_runs, words, told):
     assert code == 2 and len(lines) == 1 and told in lines[0], err
 
 
-def test_one_run_and_an_untrained_run_are_refused(trained, merge_runs):
-    one, still = trained("--adapter", "lora"), trained("--adapter", "lora", "--task", "count",
-                                                       "--lr", 0)
-    for names, told in ((one, "give at least two run folders"),
-                        (one + still, "has a task vector of zeros")):
+def test_one_run_and_an_untrained_run_are_refused(trained, merge_runs, tmp_path):
+    one, = trained("--adapter", "lora")
+    still = shutil.copytree(one, tmp_path / "still")
+    run = run_folder.load_tensors(still / "adapter.pt")
+    run_folder.save_tensors(run | {"trained": run["start"]}, still / "adapter.pt")
+    for names, told in (([one], "give at least two run folders"),
+                        ([one, still], "has a task vector of zeros")):
         code, _, err, groups = merge_runs(names, "--merge", "average")
         assert code == 2 and told in err and not groups
 
@@ -239,8 +250,8 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
 
 
 def test_grid_and_settings():
-    assert cli.grid("lam=0:1:0.05") == ("lam", [round(0.05 * i, 10) for i in range(21)])
-    assert cli.grid("density=0.1,0.5") == ("density", [0.1, 0.5])
+    assert cli.grid("lam=0:1:0.05", {}) == ("lam", [round(0.05 * i, 10) for i in range(21)])
+    assert cli.grid("density=0.1,0.5", {"density": 0.2}) == ("density", [0.1, 0.5])
 
 
 def test_one_run_names_the_command_that_trains_its_partners(fit, merge_runs):
@@ -252,3 +263,30 @@ def test_one_run_names_the_command_that_trains_its_partners(fit, merge_runs):
     assert words[:5] == ["next:", "python", "train.py", "--adapter", "lora"]
     assert words[words.index("--set") + 1] == "rank=2" and words[-3:] == ["--task", "all",
                                                                          "--resume"]
+
+
+def test_json_without_merge_has_the_scores(trained, merge_runs, tmp_path):
+    code, out, err = merge_runs(trained("--adapter", "lora"))[:3]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert code == 0 and [row["task"] for row in written["runs"]] == ["digits"], err
+    assert 0 <= written["runs"][0]["test"] <= 1 and f"{written['runs'][0]['test']:.3f}" in out
+
+
+def test_runs_of_one_task_with_other_heads_are_refused(fit, merge_runs):
+    fit("--adapter", "lora")
+    fit("--adapter", "lora", "--head", "probe", "--seed", 1)
+    code, _, err, _ = merge_runs(["lora-digits-s0", "lora-digits-s1"], "--merge", "average")
+    assert code == 2 and "are both on digits, with another --head" in err
+
+
+def test_a_result_that_is_not_finite_is_no_row(trained, merge_runs, monkeypatch):
+    def broken(base, taus):
+        return {k: v / 0 for k, v in base.items()}
+
+    broken.count = broken.space = broken.experts = None
+    monkeypatch.setitem(merge.RULES, "average", broken)
+    code, _, err, _ = merge_runs(trained("--adapter", "lora") * 2, "--merge", "average")
+    assert code == 2 and "what average merged has NaN or infinity" in err
+    code, _, err, _ = merge_runs(trained("--adapter", "lora") * 2, "--merge", "task_arithmetic",
+                                 "--set", "coefficients=[1e45, 0]")
+    assert code == 2 and "give a number between -1e6 and 1e6" in err

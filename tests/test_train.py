@@ -94,7 +94,7 @@ def test_killed_and_resumed_is_the_same_as_never_killed(command, tiny, tmp_path,
     code, _, err = command(train.main, *words("cut"))
     assert code == 2 and "is an interrupted run: --resume continues it" in err
     code, _, err = command(train.main, *words("cut", "--resume", "--lr", 0.5))
-    assert code == 2 and "cannot be resumed with other settings" in err
+    assert code == 2 and "was made with other settings" in err
     assert command(train.main, *words("cut", "--resume"))[0] == 0
     assert command(train.main, *words("whole"))[0] == 0
     assert identical(tensors(tmp_path / "whole"), tensors(tmp_path / "cut"))
@@ -139,14 +139,24 @@ def test_list_commands(command):
     (["--task", "mnist5k"], "or any name with --data FOLDER"),
     (["--model", "vti"], "unknown model 'vti': did you mean 'vit'"),
     (["--targets", "q,v_porj"], "unknown target 'v_porj'"),
-    (["--adapter", "lora", "--rank", 0], "rank 0 does not fit"),
+    (["--adapter", "lora", "--rank", 0], "--rank 0: give a whole number of 1 or more"),
     (["--adapter", "lora", "--rank", 17],
      "rank 17 does not fit a layer of 16 inputs and 16 outputs"),
     (["--adapter", "lora", "--set", "rnk=3"], "unknown key for lora 'rnk': did you mean 'rank'"),
     (["--adapter", "lora", "--set", "rank=x"], "rank takes a int such as rank=8"),
     (["--adapter", "full", "--rank", 4], "the adapter full has no rank"),
     (["--adapter", "l_lora", "--linearize", "off"], "l_lora is a linearization"),
-    (["--steps", 0], "--steps 0: give a positive number"),
+    (["--steps", 0], "--steps 0: give a whole number of 1 or more"),
+    (["--lr", -1], "--lr -1.0: give a number above 0"),
+    (["--lr", 0], "--lr 0.0: give a number above 0"),
+    (["--lr", "nan"], "--lr nan: give a number above 0"),
+    (["--wd", -1], "--wd -1.0: give a number of 0 or more"),
+    (["--wd", "inf"], "--wd inf: give a number of 0 or more"),
+    (["--adapter", "lora", "--alpha", "nan"], "--alpha nan: give a number above 0"),
+    (["--adapter", "lora", "--set", "alpha=1e999"], "give a number between -1e6 and 1e6"),
+    (["--seed", 10 ** 20], "give a whole number from 0 to 4294967295"),
+    (["--size", 0], "--size 0: give a whole number of 1 or more"),
+    (["--model", "."], "config.json cannot be used"),
     (["--device", "tpu9"], "--device tpu9 is not available here"),
     (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
     (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),
@@ -234,3 +244,9 @@ def test_real_texts_train_and_merge(command, real, tmp_path):
     code, out, err = command(evaluation.main, tmp_path / "r8", tmp_path / "newsgroups",
                              "--merge", "average")
     assert code == 0 and "| average" in out, err
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    done = subprocess.run(f"{sys.executable} train.py --list | head -1", shell=True, cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.stdout == "adalora\n" and done.stderr == ""

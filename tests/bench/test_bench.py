@@ -124,10 +124,14 @@ def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, 
             folder.mkdir()
             numbers = {"val": val, "test": val - 0.1 * seed, "trainable": 7}
             (folder / "result.json").write_text(json.dumps(numbers))
+            made = {"steps": 200, "model": str(tiny)}
+            (folder / "config.json").write_text(json.dumps(made))
     words = ["--adapters", "lora_fa", "--rates", "0.1,0.2", "--tasks", "count", "--model", tiny]
     code, text, err = command(compare.main, *words, "--out", out)
     assert code == 0, err
     row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert row[:7] == ["lora_fa", "2308.03303", "7", "8", "0.2", "0.850 ± 0.071", "0.90"]
+    code, _, err = command(compare.main, *words, "--out", out, "--steps", 300)
+    assert code == 2 and "was made with --steps 200: give another --out" in err
     code, _, err = command(compare.main, *words, "--steps", 0, "--out", tmp_path / "new")
-    assert code == 2 and "--steps 0: give a positive number" in err
+    assert code == 2 and "--steps 0: give a whole number of 1 or more" in err

@@ -1,0 +1,91 @@
+"""What may be replaced or continued: runs of ours, with the same settings, by one process."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from experiment import run_folder
+from support import QUICK
+
+ROOT = Path(__file__).parents[2]
+
+
+def users_folder(path):
+    path.mkdir()
+    (path / "thesis.txt").write_text("x")
+
+
+def folder_of_runs(path):
+    path.mkdir()
+    (path / "vit-lora-digits-s0").mkdir()
+
+
+def run_with_a_note(path):
+    path.mkdir()
+    for name in ("adapter.pt", "config.json", "log.csv", "result.json", "note.txt"):
+        (path / name).write_text("{}")
+
+
+def link(path):
+    target = path.with_name("elsewhere")
+    users_folder(target)
+    os.symlink(target, path)
+
+
+@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume"]], ids=str)
+@pytest.mark.parametrize("make", [users_folder, folder_of_runs, run_with_a_note, link,
+                                  lambda path: path.write_text("x")], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("suffix", ["", ".partial"])
+def test_what_is_no_run_is_refused_and_stays(command, tiny, tmp_path, make, flags, suffix):
+    out = tmp_path / "mine"
+    make(Path(f"{out}{suffix}"))
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    code, _, err = command(train.main, "--model", tiny, *QUICK, "--out", out, *flags)
+    assert code == 2 and err.startswith("error: ") and "--out FOLDER writes elsewhere" in err
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+def test_overwrite_replaces_a_run_and_nothing_beside_it(command, tiny, tmp_path):
+    out, words = tmp_path / "mine", ["--model", tiny, *QUICK, "--out", tmp_path / "mine"]
+    assert command(train.main, *words)[0] == 0
+    users_folder(tmp_path / "mine.old")
+    assert command(train.main, *words, "--overwrite", "--seed", 1)[0] == 0
+    assert run_folder.load(out)["setting"]["seed"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "mine.old"]
+    assert (tmp_path / "mine.old" / "thesis.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("other", [["--lr", 0.5], ["--rank", 2], ["--adapter", "lora"],
+                                   ["--task", "count"], ["--batch", 3]], ids=str)
+def test_resume_of_a_finished_run_with_other_settings_is_refused(command, tiny, tmp_path, other):
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine"]
+    assert command(train.main, *words)[0] == 0
+    assert "is finished: skipped" in command(train.main, *words, "--resume")[1]
+    code, _, err = command(train.main, *words, "--resume", *other)
+    assert code == 2 and "was made with other settings" in err and str(other[1]) in err
+
+
+def test_a_second_process_is_refused_while_the_first_trains(tiny, tmp_path):
+    words = [sys.executable, str(ROOT / "train.py"), "--model", str(tiny), "--limit", "40",
+             "--out", str(tmp_path / "mine")]
+    first = subprocess.Popen([*words, "--steps", "100000"], cwd=ROOT, stderr=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 60
+        while not (tmp_path / "mine.partial/config.json").exists() and time.time() < deadline:
+            time.sleep(0.1)
+        for flag in ("--resume", "--overwrite"):
+            second = subprocess.run([*words, "--steps", "100000", flag], cwd=ROOT, text=True,
+                                    capture_output=True)
+            assert second.returncode == 2 and "another process is training" in second.stderr
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.wait()
+    again = subprocess.run([*words, "--steps", "3", "--overwrite"], cwd=ROOT, capture_output=True)
+    assert again.returncode == 0                          # a killed process leaves no lock behind
