@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import encoders
 import lora
 from encoders.heads import HEADS

@@ -60,23 +60,29 @@ def vectors(group, space, device="cpu"):
     return space
 
 
+def origin(run):
+    """What makes two runs start from the same point: the bytes of the checkpoint, the input size."""
+    s = run["setting"]
+    return run["base"]["sha256"], s["size"], s["model"] if s["random_weights"] else None
+
+
 def check(group, space):
     """Raise BadInput unless the runs can be merged with each other in `space`."""
     first = group[0]
     for run in group[1:]:
         pair = f"{first['folder']} and {run['folder']}"
-        if run["base"] != first["base"] or run["setting"]["size"] != first["setting"]["size"]:
+        if origin(run) != origin(first):
             raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
                            "task vectors only add up around the same point")
         if (run["setting"]["linearize"] == "model") != (first["setting"]["linearize"] == "model"):
             raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; "
                            "merge runs of the same --linearize")
+        if space == "weight":                       # a layer that a run leaves alone has tau = 0
+            continue
         if run["layers"] != first["layers"]:
             differ = sorted(set(run["layers"]) ^ set(first["layers"]))
-            raise BadInput(f"{pair} adapt different layers ({', '.join(differ[:5])}): "
-                           "train both with the same --targets")
-        if space == "weight":
-            continue
+            raise BadInput(f"{pair} adapt different layers ({', '.join(differ[:5])}): train both "
+                           "with the same --targets, or merge with --space weight")
         keys = ("adapter", "linearize", "quantize", "hp")
         if any(run["setting"][k] != first["setting"][k] for k in keys):
             raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "

@@ -193,7 +193,8 @@ def test_runs_that_do_not_belong_together(trained, merge_runs, tmp_path):
     other = write_checkpoint(tmp_path / "other", seed=1)
     first, linear = trained("--adapter", "lora"), trained("--adapter", "l_lora")
     cases = [(["--model", other], [], "different base checkpoints"),
-             (["--targets", "q,v"], [], "adapt different layers (blocks.0.fc1"),
+             (["--targets", "q,v"], ["--space", "adapter"],
+              "adapt different layers (blocks.0.fc1"),
              (["--adapter", "l_lora"], [], "linearized as a whole model"),
              (["--rank", 3], ["--space", "adapter"], "different adapters or settings"),
              (["--seed", 1], ["--space", "adapter"], "start from different blocks.0.q.A")]
@@ -290,3 +291,18 @@ def test_a_result_that_is_not_finite_is_no_row(trained, merge_runs, monkeypatch)
     code, _, err, _ = merge_runs(trained("--adapter", "lora") * 2, "--merge", "task_arithmetic",
                                  "--set", "coefficients=[1e45, 0]")
     assert code == 2 and "give a number between -1e6 and 1e6" in err
+
+
+def test_runs_on_different_layers_and_equal_checkpoints_merge_in_weight_space(
+        fit, merge_runs, tiny, tmp_path):
+    """What a run leaves alone stays; the name of a checkpoint does not matter, its bytes do."""
+    twin = shutil.copytree(tiny, tmp_path / "twin")
+    fit("--adapter", "lora", "--targets", "q,v")
+    fit("--adapter", "lora", "--targets", "fc1", "--task", "count", "--model", twin)
+    runs = [run_folder.load(tmp_path / f"runs/lora-{task}-s0") for task in ("digits", "count")]
+    space = spaces.vectors(runs, "weight")
+    for tau, mine in zip(space.taus, ("q v", "fc1")):
+        moved = {k.split(".")[2] for k, v in tau.items() if v.any()}
+        assert moved == set(mine.split())
+    code, out, err, _ = merge_runs(["lora-digits-s0", "lora-count-s0"], "--merge", "average,ties")
+    assert code == 0 and "| ties" in out, err
