@@ -118,6 +118,9 @@ def fill(model, file):
             raise BadInput(f"{file} {problem} {len(odd)} tensors: {', '.join(sorted(odd)[:5])}: "
                            "it is not the model of its config.json")
     for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise BadInput(f"{file}: tensor {name} is {tensor.dtype} or has NaN or infinity: only "
+                           "finite floating-point weights can be used")
         if tensor.shape != want[name].shape:
             raise BadInput(f"{file}: tensor {name} has shape {tuple(tensor.shape)}, not "
                            f"{tuple(want[name].shape)}: it is not the model of its config.json")

@@ -42,10 +42,21 @@ UNUSED = re.compile(r"^(classifier|pooler|cls|head|text_model)\.|^(embeddings\.)
                     r"|^embeddings\.position_ids$|^(text|visual)_projection\.|^logit_scale$")
 
 
+# what training scripts put before every name
+WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "teacher.", "student.")
+
+
+def unwrapped(tensors):
+    """The tensors without the prefixes that all their names share: module., backbone., ..."""
+    while prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in tensors)), None):
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items()}
+    return tensors
+
+
 def ours(tensors, source):
     """Rename the tensors of a published checkpoint, drop its heads, cut fused q, k, v in three."""
     out = {}
-    for name, tensor in tensors.items():
+    for name, tensor in unwrapped(tensors).items():
         if re.search(r"(^|\.)(dist|distillation)_token$", name):
             raise BadInput(f"{source} is a distilled DeiT, with a second class token: "
                            "take the variant without -distilled-")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from encoders import safetensors
+from encoders import names, safetensors
 from encoders.bert import BERT
 from encoders.block import ACTIVATIONS
 from encoders.vit import ViT
@@ -112,6 +112,7 @@ def settings_of_file(path):
     Heads of 64, as in every published ViT of that family; ImageNet's normalisation (DeiT, DINOv2).
     """
     tensors = safetensors.read(path) if path.suffix == ".safetensors" else read_torch(path)
+    tensors = names.unwrapped(tensors)
     try:
         (width, channels, patch, _), depth = tensors["patch_embed.proj.weight"].shape, 1 + max(
             int(k.split(".")[1]) for k in tensors if k.startswith("blocks."))
@@ -133,9 +134,12 @@ def weight_file(path):
     raise BadInput(f"{path} has no {' or '.join(WEIGHTS)}: give --model a folder that has one")
 
 
+CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher")         # of a training script
+
+
 def read_torch(path):
-    """All tensors of a file of torch.save (.bin, .pth), of its "model" or "state_dict" if it has
-    one, with nothing executed (weights_only)."""
+    """All tensors of a file of torch.save (.bin, .pth), or of the part of CONTAINERS that it has,
+    with nothing executed (weights_only)."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
@@ -144,7 +148,7 @@ def read_torch(path):
                   else "it is damaged or cut short")
         raise BadInput(f"{path} cannot be read as tensors ({reason}): fetch it again, "
                        "or take model.safetensors instead") from None
-    for key in ("model", "state_dict"):
+    for key in CONTAINERS:
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
     if not isinstance(saved, dict) or not saved or not all(

@@ -64,7 +64,12 @@ class WordPiece:
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
             given = json.loads(config.read_text()) if config.exists() else {}
             vocab = {entry: i for i, entry in enumerate(lines)}
-            return cls(vocab, given.get("do_lower_case", True))
+            lower = given.get("do_lower_case", True)
+            for key, usual in (("do_lower_case", (True, False)), ("strip_accents", (None, lower)),
+                               ("tokenize_chinese_chars", (True,))):
+                if given.get(key, usual[0]) not in usual:
+                    raise ValueError(f"{key} {given[key]!r} makes other ids than we do")
+            return cls(vocab, lower)
         except OSError as error:
             raise BadInput(f"{path} cannot be read ({error.strerror}): a text model needs the "
                            "vocab.txt that belongs to it") from None

@@ -61,7 +61,7 @@ def vectors(group, space, device="cpu"):
 
 
 def origin(run):
-    """What makes two runs start from the same point: the bytes of the checkpoint, the input size."""
+    """Runs start from the same point if the bytes of the checkpoint and the input size agree."""
     s = run["setting"]
     return run["base"]["sha256"], s["size"], s["model"] if s["random_weights"] else None
 

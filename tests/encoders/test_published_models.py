@@ -210,3 +210,32 @@ def test_a_published_name_is_fetched_and_loaded(binary, tmp_path, monkeypatch):
     assert torch.equal(encoders.load("bert-tiny")(ids), model(ids))
     assert encoders.load("bert-tiny").name == "bert-tiny" and encoders.kind("bert-tiny") == "text"
     refuses("unknown model 'bert-tyny': did you mean 'bert-tiny'", encoders.load, "bert-tyny")
+
+
+# ---- what training scripts wrap around a checkpoint ----------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "backbone.", "model.encoder."])
+@pytest.mark.parametrize("container", ["state_dict", "model_state_dict", "teacher", None])
+def test_a_wrapped_checkpoint_is_the_checkpoint(tmp_path, prefix, container):
+    folder = published_vit(tmp_path / "m", "vit")
+    plain = encoders.load(folder)(IMAGE)
+    tensors = safetensors.read(folder / "model.safetensors")
+    wrapped = {prefix + k: v for k, v in tensors.items()}
+    torch.save({container: wrapped, "epoch": 3} if container else wrapped,
+               folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(encoders.load(folder)(IMAGE), plain)
+    safetensors.write(wrapped, folder / "model.safetensors")
+    assert torch.equal(encoders.load(folder)(IMAGE), plain)
+
+
+@pytest.mark.parametrize("spoil", [lambda v: v * float("nan"), lambda v: v / 0,
+                                   lambda v: v.to(torch.int8)], ids=["nan", "inf", "int8"])
+@pytest.mark.parametrize("name", ["vit.layernorm.weight", "vit.encoder.layer.1.output.dense.bias"])
+def test_weights_that_are_no_numbers_are_named(tmp_path, spoil, name):
+    folder = published_vit(tmp_path / "m", "vit")
+    tensors = safetensors.read(folder / "model.safetensors")
+    safetensors.write(tensors | {name: spoil(tensors[name])}, folder / "model.safetensors")
+    with pytest.raises(BadInput, match="only finite floating-point weights can be used"):
+        encoders.load(folder)

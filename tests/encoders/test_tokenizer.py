@@ -132,3 +132,16 @@ def test_folders(tmp_path):
     refuses("tokenizer_config.json cannot be used", WordPiece.read, write(tmp_path, config="{"))
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
     refuses("vocab.txt or tokenizer_config.json cannot be used", WordPiece.read, tmp_path)
+
+
+@pytest.mark.parametrize("config", ['{"do_lower_case": "false"}', '{"strip_accents": false}',
+                                    '{"tokenize_chinese_chars": false}',
+                                    '{"do_lower_case": false, "strip_accents": true}'])
+def test_settings_that_change_ids_are_refused(tmp_path, config):
+    with pytest.raises(BadInput, match="makes other ids than we do"):
+        WordPiece.read(write(tmp_path, config=config))
+
+
+def test_settings_at_their_usual_values_are_read(tmp_path):
+    config = '{"do_lower_case": true, "strip_accents": null, "tokenize_chinese_chars": true}'
+    assert WordPiece.read(write(tmp_path, config=config)).lower
