@@ -47,7 +47,10 @@ def check(task, folder=None):
     """Raise BadInput unless `task` is generated, or `folder` holds a data set that can be read."""
     if folder is not None and (task in drawn.TASKS or task in suite("text").TASKS):
         raise BadInput(f"{task} is a generated task: leave out --data, or name the task otherwise")
-    about(task, folder)
+    parts = about(task, folder)[2]
+    if parts is not None and (n := len(parts["train"][1])) < 10:
+        raise BadInput(f"{folder} has {n} training examples: give at least 10, of which a tenth "
+                       "each becomes val and calib")
 
 
 def kind(task, folder=None):
