@@ -156,12 +156,6 @@ def check_share(name, value):
         raise BadInput(f"{name} {value} is outside (0, 1]")
 
 
-def check_count(name, value):
-    """BadInput unless value is 1 or more."""
-    if value < 1:
-        raise BadInput(f"{name} {value}: take at least 1")
-
-
 def check_length(name, values, taus):
     """BadInput unless there is one value per task vector."""
     if not isinstance(values, (list, tuple)) or len(values) != len(taus):

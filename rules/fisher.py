@@ -10,7 +10,8 @@ Trap     squaring the gradient of a batch mean, or of an average over classes, i
 import torch
 from torch.func import jacrev, vmap
 
-from merge import add, check_count, rule
+from errors import BadInput
+from merge import add, rule
 
 
 @torch.no_grad()                    # jacrev has its own graph; frozen parts must not record another
@@ -40,7 +41,8 @@ def fisher(base, taus, *, functions, batches, examples=32, normalize=True, floor
     normalize  divide every F_t by its length: a confident model has a small F and would not count
     floor      F is at least this share of its mean
     """
-    check_count("examples", examples)
+    if examples < 1:
+        raise BadInput(f"examples {examples}: take at least 1")
     weighted = {k: torch.zeros_like(v) for k, v in base.items()}
     weights = {k: torch.zeros_like(v) for k, v in base.items()}
     for tau, function, x in zip(taus, functions, batches, strict=True):

@@ -9,7 +9,8 @@ Shapes   W_t (out, in) · X_t (rows, in) the inputs of that layer · G_t (in, in
 
 import torch
 
-from merge import add, check_count, check_length, check_share, layer_of, rule
+from errors import BadInput
+from merge import add, check_length, check_share, layer_of, rule
 
 CHUNK = 64       # examples whose activations are held at a time
 
@@ -49,7 +50,8 @@ def regmean(base, taus, *, activations, batches, examples=256, shrink=0.9):
     Matrices that `activations` does not know, and biases, take the mean. W0 drops out of the normal
     equations, so task vectors are merged and not weights.
     """
-    check_count("examples", examples)
+    if examples < 1:
+        raise BadInput(f"examples {examples}: take at least 1")
     if shrink:
         check_share("shrink", shrink)
     weighted, total, mean, count = {}, {}, {k: torch.zeros_like(v) for k, v in base.items()}, 0
@@ -73,7 +75,8 @@ def regmean_pp(base, taus, *, activations, batches, examples=64, shrink=0.9):
     Block by block in the order of the forward pass: the blocks before are merged already, so the
     inputs are those the merged block will see: one pass per block and task. Keywords of regmean.
     """
-    check_count("examples", examples)
+    if examples < 1:
+        raise BadInput(f"examples {examples}: take at least 1")
     if shrink:
         check_share("shrink", shrink)
     check_length("batches", batches, taus)
