@@ -216,6 +216,8 @@ def arguments():
                            "--merge RULE --sweep lam=0:1:0.05")
         from analysis import plots
         args.plot = plots.folder(args.plot)
+    if args.json and Path(args.json).is_dir():
+        raise BadInput(f"--json {args.json} is a folder: give the name of a file")
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args

@@ -33,7 +33,6 @@ def save(figure, axes, x_label, y_label, title, caption, path):
     from matplotlib import pyplot
     axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
     figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     pyplot.close(figure)

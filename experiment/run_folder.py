@@ -40,8 +40,10 @@ def partial(out):
 
 @contextmanager
 def replacing(path):
-    """A temporary name to write to; it becomes `path` when nothing went wrong."""
+    """A temporary name to write to, in a folder that is made if need be; it becomes `path` when
+    nothing went wrong."""
     temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     os.replace(temporary, path)
 

@@ -306,3 +306,11 @@ def test_runs_on_different_layers_and_equal_checkpoints_merge_in_weight_space(
         assert moved == set(mine.split())
     code, out, err, _ = merge_runs(["lora-digits-s0", "lora-count-s0"], "--merge", "average,ties")
     assert code == 0 and "| ties" in out, err
+
+
+def test_json_makes_its_folder_and_refuses_one(trained, command, tmp_path):
+    run, = trained("--adapter", "lora")
+    assert command(evaluation.main, run, "--json", tmp_path / "new/deep/x.json")[0] == 0
+    assert json.loads((tmp_path / "new/deep/x.json").read_text())["runs"]
+    code, _, err = command(evaluation.main, run, "--json", tmp_path)
+    assert code == 2 and "is a folder: give the name of a file" in err
