@@ -23,7 +23,7 @@ def project_simplex(v):
     """Nearest point with entries >= 0 and sum 1, column by column; v is (T,) or (T, G).
 
     max(v - s, 0), s = (sum of the rho largest - 1) / rho, rho = max{j: j u_j > u_1 + .. + u_j - 1}
-    for u = v sorted downwards. Clipping at 0 and dividing by the sum is something else.
+    for u = v sorted downwards. Clipping at 0 and dividing by the sum gives another point.
     """
     u = v.sort(0, descending=True).values
     j = torch.arange(1, len(v) + 1).view(-1, *[1] * (v.ndim - 1)).to(v)
