@@ -421,3 +421,15 @@ def test_a_weighted_sum_holds_one_task_vector_at_a_time(name):
 
     RULES[name](base, one_by_one())
     assert max(most) <= 1
+
+
+def test_defaults_are_those_that_the_docs_name():
+    """A default is part of a published number: it changes with the tables or not at all."""
+    options = {name: merge.options(name) for name in RULES}
+    assert options["breadcrumbs"] == {"density": 0.9, "gamma": 0.01, "lam": 0.3}
+    assert options["ties"] == {"density": 0.2, "agg": "mean", "lam": 1.0}
+    assert options["dare"] == {"drop": 0.5, "lam": 0.3, "seed": 0}
+    assert options["adamerging_layer_pp"] == {"groups": "tensor", "density": 0.2, "steps": 60,
+                                              "lr": 0.02, "batch": 16, "init": 0.3, "seed": 0}
+    assert options["lorahub"] == {"budget": 40, "l1": 0.05, "bound": 1.5, "shots": 16, "seed": 0}
+    assert options["consensus"] == {"threshold": 0.4, "agree": 2, "lam": 0.3}

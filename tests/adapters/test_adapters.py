@@ -163,3 +163,15 @@ def test_the_same_seed_gives_the_same_start(encoder):
         lora.inject(model, "lora", generator=torch.Generator().manual_seed(seed))
         starts.append(model.blocks[1].fc1.A.detach())
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+def test_scale_title_and_defaults():
+    """AdaLoRA by hand: alpha / rank P diag(e) Q = 16 / 2 (1, 2)^T (3) (1, 1), the other e is 0."""
+    layer = ADAPTERS["adalora"](nn.Linear(2, 2), rank=2, target=1, alpha=16.0)
+    with torch.no_grad():
+        layer.P.copy_(torch.tensor([[1.0, 9], [2, 9]])), layer.Q.copy_(torch.ones(2, 2))
+        layer.e.copy_(torch.tensor([3.0, 0]))
+    assert layer.delta_weight().tolist() == [[24, 24], [48, 48]]
+    assert lora.paper(ADAPTERS["dora"]) == \
+        "DoRA: Weight-Decomposed Low-Rank Adaptation. arXiv:2402.09353, eq. 5"
+    assert lora.hyperparameters(ADAPTERS["spa"]) == {"density": 0.01, "collect": 1}

@@ -5,6 +5,7 @@ import torch
 
 from merge import RULES
 from rules import fisher
+from rules.regmean import shrunk
 from support import close
 
 f64 = torch.float64
@@ -130,3 +131,10 @@ def test_regmean_pp_takes_the_inputs_from_the_merged_model():
                                                       for z, tau in zip(Z, taus)])).solution.T
     close(plus["blocks.1.w"], fit, atol=1e-3, rtol=1e-4)
     assert (plain["blocks.1.w"] - fit).abs().max() > 0.01
+
+
+def test_the_ridge_is_a_millionth_of_the_mean_of_the_diagonal():
+    G = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64)) + 0.5
+    off = shrunk(G, 0.9)
+    assert off[0, 1].item() == pytest.approx(0.45, abs=1e-12)
+    assert (off.diagonal() - G.diagonal()).tolist() == pytest.approx([2.5e-6, 2.5e-6], rel=1e-6)

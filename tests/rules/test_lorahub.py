@@ -123,3 +123,11 @@ def test_data_that_does_not_fit_is_named(change, told):
     data = dict(functions=functions, labelled=labelled) | change
     for name in ("fitted", "lorahub"):
         refuses(told, RULES[name], base, taus, **data)
+
+
+def test_the_rates_of_cma_es_by_hand():
+    """n = 10: weights ln 5.5 - ln i over their sum, 1 / sum w^2 = 3.167; arXiv:1604.00772."""
+    size, w, mu, c_s, d_s, c_c, c_1, c_mu = lorahub.rates(10)
+    assert (size, len(w)) == (10, 5) and w[0].item() == pytest.approx(0.4563, abs=1e-4)
+    assert [mu, c_s, d_s, c_c, c_1, c_mu] == pytest.approx(
+        [3.1673, 0.28443, 1.28443, 0.29499, 0.015284, 0.020151], rel=2e-3)
