@@ -13,7 +13,7 @@ Two readings, for every adapter:
             f_lin(p0 + t1 + t2) - f(p0) = [f_lin(p0 + t1) - f(p0)] + [f_lin(p0 + t2) - f(p0)].
             It is no edit of the weights: merge its parameters (adapter space).
     layer   f is one adapter layer: the paper's released code. The network between the layers stays
-            non-linear, so outputs do not add. It has a dense delta.
+            non-linear, so outputs do not add. Every layer still has a `delta_weight()`.
 
 LinearizedModel and LinearizedLayer are these two by definition. The same, faster: DualModel, with
 dual numbers by hand, and LAYER_FORMS, adapters whose layer expansion has a closed form.
@@ -89,7 +89,7 @@ class LinearizedModel(nn.Module):
 
 
 class DualModel(LinearizedModel):
-    """The same, faster: 1.4 LoRA steps instead of 2.2, by the dual numbers of encoders/dual.py.
+    """The same, faster: a step costs 1.4 LoRA steps, by definition 2.2 (encoders/dual.py).
 
     A twin of the model shares all its tensors and has a DualLayer in place of every adapter. Values
     and tangents go through it side by side. No value depends on p, so autograd only records the

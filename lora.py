@@ -26,7 +26,7 @@ from errors import BadInput, unknown
 class Adapter(nn.Module):
     """One frozen nn.Linear (`base`, weight W0) and the parameters that change what it computes.
 
-    A method defines `delta_weight` and `trainable_count`. The rest has defaults that do nothing;
+    An adapter defines `delta_weight` and `trainable_count`. The rest has defaults that do nothing;
     the class methods see all layers of a model, and steps are optimizer steps, counted from 1:
         share(layers, generator)                    after injection: tensors that layers share
         before_training(layers, total_steps)        BadInput if the settings do not fit the run
@@ -51,7 +51,7 @@ class Adapter(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out). The definition; a method may have a cheaper path to it."""
+        """x (..., in) -> (..., out). The definition; many have a cheaper path to it."""
         bias, change = self.base.bias, self.delta_bias()
         return F.linear(x, self.base.weight + self.delta_weight(),
                         bias if change is None else bias + change)
@@ -78,7 +78,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def quantized(cls, base, quantizer, **hp):
-        """This adapter on a quantised base; residual methods quantise what they leave frozen."""
+        """This adapter on a quantised base; PiSSA's kin quantise what they leave frozen."""
         return cls(quantizer(base), **hp)
 
 
@@ -149,8 +149,9 @@ register(LoRA)
 def find(name) -> type[Adapter]:
     """The class of an adapter; BadInput if no imported file registers it."""
     if name not in ADAPTERS:
-        hint = [] if len(ADAPTERS) > 1 else ["(`import adapters` registers the others)"]
-        raise unknown("adapter", name, [*ADAPTERS, *hint])
+        if len(ADAPTERS) == 1:
+            raise BadInput(f"adapter {name!r} is not registered: `import adapters` first")
+        raise unknown("adapter", name, ADAPTERS)
     return ADAPTERS[name]
 
 
@@ -170,7 +171,7 @@ def paper(cls) -> str:
 
 
 def matching(model, targets) -> list[str]:
-    """Names of the nn.Linear layers of a model that `targets` means.
+    """Names of the nn.Linear layers of a model that `targets` selects.
 
     targets   "all", or comma-separated ends of module names: "q,v" matches blocks.0.q
     """

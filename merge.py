@@ -6,8 +6,8 @@
 Shapes   base, every tau and merged are dicts name -> tensor with the same keys and shapes. They
          hold dense weights or the adapters' own parameters: experiment/spaces.py says which.
 
-Here stand the contract, averaging (2203.05482), task arithmetic (2212.04089) and TIES (2306.01708).
-Every other paper is one file of rules/; `import rules` registers them all.
+This file has the contract, averaging (2203.05482), task arithmetic (2212.04089) and TIES
+(2306.01708). Every other paper is one file of rules/; `import rules` registers them all.
 """
 
 import functools
@@ -49,7 +49,7 @@ def rule(*, count=None, space=None, experts=False, streams=False):
     def register(function):
         @functools.wraps(function)
         def checked(base, taus, **keywords):
-            vectors = fitted(base, taus, finite=not streams)
+            vectors = checked_taus(base, taus, finite=not streams)
             if not streams or isinstance(taus, list):
                 vectors = list(vectors)
             if count is not None and len(vectors) != count:
@@ -65,7 +65,7 @@ def rule(*, count=None, space=None, experts=False, streams=False):
     return register
 
 
-def fitted(base: Tensors, taus, finite):
+def checked_taus(base: Tensors, taus, finite):
     """The task vectors one by one, checked, with at least the precision of the base."""
     t = 0
     for tau in taus:

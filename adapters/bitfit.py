@@ -1,5 +1,4 @@
-"""BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models.
-arXiv:2106.10199
+"""BitFit: Simple Parameter-efficient Fine-tuning for Masked Language-models. arXiv:2106.10199
 
     y = W0 x + b0 + d                                    only the bias is trained, d starts at 0
 

@@ -9,7 +9,8 @@ Schedule the gradients of the first `collect` steps are squared and summed and n
          the support is chosen once and for all, and the values train.
 Note     dL/dW0 is read off a zero matrix added to the frozen weight, so nothing is unfrozen and
          the base may be of any kind. The squares are of batch gradients, not of single examples.
-Trap     the score is as large as the weight: sparse to train, not to prepare.
+Trap     the score is as large as the weight: while the support is chosen, the memory is that of a
+         dense gradient.
 """
 
 import torch

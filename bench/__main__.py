@@ -22,7 +22,7 @@ from experiment.scoring import RULES
 
 def main():
     """Print the table that was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m bench", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--adapters", help="comma-separated (default: all)")
     add("--batch", type=int, help="default: 32; of each task with --rules adamerging 16")

@@ -22,7 +22,7 @@ MODELS = {"vit": (vit, 5000, 192, "scenes"), "bert": (bert, 8000, 128, "texts")}
 
 def arguments():
     """The command line; what is not given depends on the model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", choices=MODELS, default="vit")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--width", type=int)

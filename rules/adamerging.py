@@ -3,10 +3,11 @@
     theta_k = theta_0,k + sum_t lam_t^g(k) tau_t,k
     lam     = argmin sum_t mean_x H(softmax f_t(x; theta(lam)))
 
-Shapes   lam (T, G), G groups of tensors (coefficients.py): one for "task", one a tensor for "layer"
+Shapes   k names a tensor, g(k) its group; lam (T, G). Groups: "task" has one, "block" one a block,
+         "tensor" one a tensor, which is the paper's layer-wise form (coefficients.py)
 ++       Phi(tau_t) in place of tau_t: trimmed, without the entries that oppose the elected sign
-Why      entropy needs no labels. It sees none either: it is as low where all inputs fall in one
-         class.
+Why      entropy needs no labels, so it cannot tell right from wrong: it is just as low when every
+         input gets the same class.
 Differs  lam is projected onto [0, 1] after the step. The released code clamps in the forward pass,
          and a coefficient that strays outside has no gradient to bring it back. The paper: learning
          rate 1e-3 and 500 steps; ours is shorter at a larger rate, a minute on a CPU.

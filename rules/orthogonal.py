@@ -12,11 +12,11 @@ from merge import add, flatten, rule, unflatten
 
 @rule()
 def gram_schmidt(base, taus, *, lam=1.0):
-    """Orthogonalised sum.   theta = theta_0 + lam sum_t u_t,   u_t = tau_t minus its part along
-    u_1 .. u_{t-1}
+    """Orthogonalised sum.   theta = theta_0 + lam sum_t u_t,   u_t orthogonal to u_1 .. u_{t-1}
 
-    Modified Gram-Schmidt, twice over and in float64; a vector with nothing left is skipped. The
-    first task keeps all that it shares with the others: the order matters.
+    u_t is tau_t minus its part along the earlier ones, by modified Gram-Schmidt, twice over and in
+    float64; a vector with nothing left is skipped. The first task keeps all that it shares with the
+    others: the order matters.
     """
     directions, summed = [], 0
     for tau in taus:
@@ -35,11 +35,10 @@ def gram_schmidt(base, taus, *, lam=1.0):
 
 @rule()
 def symmetric_orthogonal(base, taus, *, lam=1.0):
-    """Loewdin's orthogonalised sum.   u = D G^(-1/2) tau,   G_ij = <tau_i, tau_j>,   D restores
-    every vector's length;   theta = theta_0 + lam sum_t u_t
+    """Loewdin's orthogonalised sum.   theta = theta_0 + lam sum_t u_t,   u = D G^(-1/2) tau
 
-    No task comes first. Directions that the others already span (eigenvalue of G below 1e-12 of
-    the largest) are left out.
+    G_ij = <tau_i, tau_j>, and D restores every vector's length: no task comes first. Directions that
+    the others already span (eigenvalue of G below 1e-12 of the largest) are left out.
     """
     stack = torch.stack([flatten(tau) for tau in taus])                      # (T, n)
     values, vectors = torch.linalg.eigh(stack.double() @ stack.double().T)

@@ -52,7 +52,7 @@ def rows_of(activations, params, parts):
 
 @rule(count=2, space="weight")
 def pleas(base, taus, *, activations, batches, heads=None, ridge=1e-6):
-    """PLeaS at the width of the base, arXiv:2407.02447: match b to a, then refit every layer.
+    """PLeaS at the width of the base, arXiv:2407.02447.   match b to a, then refit every layer
 
     heads   number of attention heads, to match them as well; None leaves them in place
     ridge   of least_squares, > 0; what is no linear layer takes the mean

@@ -27,7 +27,7 @@ def write_png(picture, path):
 
 def main():
     """Print texts, or draw pictures into a file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python -m tasks", description=__doc__.splitlines()[0])
     parser.add_argument("file", nargs="?", metavar="FILE.png", help="draw the image tasks")
     args = parser.parse_args()
     if args.file:
@@ -39,6 +39,7 @@ def main():
         print(task)
         for text, label in zip(*written.sample(task, 4, 0)):
             print(f"  {label}  {text if isinstance(text, str) else '  |  '.join(text)}")
+    print("the eight image tasks: python -m tasks FILE.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One worked example per paper, small enough for pencil and paper."""
+"""Adapters, soups and task arithmetic by pencil and paper; other rules: test_merge.py, rules/."""
 
 import torch
 from torch import nn
