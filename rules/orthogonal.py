@@ -37,7 +37,7 @@ def gram_schmidt(base, taus, *, lam=1.0):
 def symmetric_orthogonal(base, taus, *, lam=1.0):
     """Loewdin's orthogonalised sum.   theta = theta_0 + lam sum_t u_t,   u = D G^(-1/2) tau
 
-    G_ij = <tau_i, tau_j>, and D restores every vector's length: no task comes first. Directions that
+    G_ij = <tau_i, tau_j>, and D restores every length: no task comes first. Directions that
     the others already span (eigenvalue of G below 1e-12 of the largest) are left out.
     """
     stack = torch.stack([flatten(tau) for tau in taus])                      # (T, n)
