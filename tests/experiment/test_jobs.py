@@ -99,8 +99,11 @@ def test_a_batch_smaller_than_the_processes_is_refused(shared):
     assert not (folder / "small").exists()
 
 
-def test_jobs_train_and_merge_the_same(fit, command, tmp_path):
+def test_jobs_train_and_merge_the_same(fit, command, tmp_path, request):
     """Runs and rules in other processes: the same bits, and rows in the order that was asked."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)                             # two jobs have one each, too
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
     rows, weights = [], []
     for jobs_ in (1, 2):
         out = tmp_path / str(jobs_)
