@@ -63,9 +63,6 @@ def undecayed(groups, module, p0):
     return out
 
 
-# ---- the whole model -----------------------------------------------------------------------------
-
-
 class LinearizedModel(nn.Module):
     """The whole model expanded around the parameters it has now: x -> f_lin(x; p)."""
 
@@ -152,9 +149,6 @@ def low_rank_tangent(layer, x, p0, dp):
     return layer.scale * dy
 
 
-# ---- layer by layer ------------------------------------------------------------------------------
-
-
 class _Call(nn.Module):
     """functional_call only reaches `forward`; this makes another method of `inner` its forward."""
 
@@ -218,9 +212,6 @@ class LinearizedLayer(Adapter):
     @classmethod
     def after_step(cls, layers, step, total_steps):
         type(layers[0].inner).after_step([layer.inner for layer in layers], step, total_steps)
-
-
-# ---- an adapter and its reading ------------------------------------------------------------------
 
 
 def adapt(encoder, adapter, reading=None, targets="all", *, generator=None, quantizer=None, **hp):

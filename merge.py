@@ -31,9 +31,6 @@ class Experts(NamedTuple):
     route: Callable | None = None    # x (B, ...) -> task index (B,); None: the task must be known
 
 
-# ---- the contract --------------------------------------------------------------------------------
-
-
 def rule(*, count=None, space=None, experts=False, streams=False):
     """Decorator: register a rule; check its input, compute in float32 or better, cast back once.
 
@@ -118,9 +115,6 @@ def needs(name) -> list[str]:
     """
     parameters = inspect.signature(RULES[name]).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-
-
-# ---- what rules share ----------------------------------------------------------------------------
 
 
 def add(base: Tensors, tau: Tensors, lam=1.0) -> Tensors:

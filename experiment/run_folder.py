@@ -70,9 +70,6 @@ def load_tensors(path):
                        "train the run again") from None
 
 
-# ---- the adapter inside a model ------------------------------------------------------------------
-
-
 def state(model):
     """Trained tensors and adapter buffers of a model, {name: tensor} each, without the base."""
     encoder = encoder_of(model)

@@ -97,9 +97,6 @@ class Tasks:
         return out
 
 
-# ---- one merged model and its neighbours ---------------------------------------------------------
-
-
 def along(base, one, lam):
     """base + lam (one - base): a rule's result at `lam`, from its result at 1."""
     return {k: base[k] + lam * (one[k] - base[k]) for k in base}
