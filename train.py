@@ -1,4 +1,4 @@
-"""Fine-tune one adapter on one task: inject, linearize if asked, train, save a run folder.
+"""Fine-tune one adapter on one task: inject -> linearize -> fit the head -> train -> save a run.
 
     python train.py --adapter l_lora                   # the built-in suite, offline, 20 seconds
     python train.py --adapter lora --task all --seed 1
