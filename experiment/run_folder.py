@@ -104,7 +104,8 @@ def refuse_other(folder):
         raise BadInput(f"{folder} is no folder of its own: --out FOLDER writes elsewhere")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     strange = sorted(name for name in names if name.removesuffix(".tmp") not in FILES)
-    if strange or (names and "config.json" not in names):
+    begun = names <= {"lock", "config.json.tmp"}               # killed before it wrote more
+    if strange or not (begun or "config.json" in names):
         raise BadInput(f"{folder} is no run of train.py ({', '.join(strange[:3]) or 'no config'} "
                        "in it): --out FOLDER writes elsewhere")
 

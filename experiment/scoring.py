@@ -140,9 +140,6 @@ class Mixture:
                 for task, (inputs, labels) in examples.items()}
 
 
-# ---- rules ---------------------------------------------------------------------------------------
-
-
 def obstacle(rule, space, count):
     """Why a rule cannot be used on `count` runs in this space, or None."""
     function = RULES[rule]

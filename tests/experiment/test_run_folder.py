@@ -89,3 +89,14 @@ def test_a_second_process_is_refused_while_the_first_trains(tiny, tmp_path):
         first.wait()
     again = subprocess.run([*words, "--steps", "3", "--overwrite"], cwd=ROOT, capture_output=True)
     assert again.returncode == 0                          # a killed process leaves no lock behind
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_a_run_killed_before_its_first_file_can_go_on(command, tiny, tmp_path, flag):
+    begun = tmp_path / "mine.partial"
+    begun.mkdir()
+    (begun / "lock").touch(), (begun / "config.json.tmp").write_text("{")
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine", flag]
+    assert command(train.main, *words)[0] == 0
+    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == [
+        "adapter.pt", "config.json", "log.csv", "result.json"]
