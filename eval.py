@@ -13,14 +13,13 @@ experiment/scoring.py explains the scores. What only some calls need is imported
 import argparse
 import functools
 import itertools
-import shlex
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
-import lora
 import merge
 from errors import BadInput, unknown
 from experiment import cli, run_folder, scoring, spaces, tables
@@ -114,6 +113,9 @@ def merge_runs(runs, args):
     opened.cache_clear()                                  # runs may have been trained again since
     groups, units, reported = groups_of(runs, args, args.by), [], set()
     for group, members in groups.items():
+        for task, n in Counter(run["setting"]["task"] for run in members).items():
+            if n > 1:
+                print(f"{task} has {n} runs: each counts as a task vector, single is their mean")
         rules = usable(group, members, args, reported)
         units += [(group, rule, rule and settings_of(rule, args), args.export)
                   for rule in (None, *rules)]
@@ -139,32 +141,6 @@ def merge_runs(runs, args):
         from analysis import plots
         plots.coefficient(rows, args.plot / "coefficient.png")
     return {group.name(): {"space": group.space, "rows": rows[group]} for group in groups}
-
-
-def own_tasks(runs, args):
-    """Print the table without --merge, every run on its own tasks; returns its rows for --json."""
-    lines, header = [], ["run", "adapter", "linearize", "task", "val", "test"]
-    for run in tqdm(runs, "runs"):
-        model = run_folder.rebuild(run, run_folder.base_encoder(run, args.device))
-        s, tasks = run["setting"], Tasks([run], args.device, args.limit)
-        val, test = (tasks.scores(model, split) for split in ("val", "test"))
-        lines += [[run["folder"].name, s["adapter"], s["linearize"], task, val[task], test[task]]
-                  for task in tasks.runs]
-    print(cli.table(header, lines))
-    return {"runs": [dict(zip(header, line)) for line in lines]}
-
-
-def partners(run):
-    """The command that trains what a single run can be merged with: the same model and adapter."""
-    s, cls = run["setting"], lora.find(run["setting"]["adapter"])
-    given = {"model": "vit", "size": None, "linearize": cls.linearize, "targets": "all",
-             "quantize": None, "seed": 0}
-    words = ["--adapter", s["adapter"]] + ["--random-weights"] * s["random_weights"]
-    for key, default in given.items():
-        words += [f"--{key}", str(s[key])] if s[key] != default else []
-    for key, default in lora.hyperparameters(cls).items():
-        words += ["--set", f"{key}={s['hp'][key]}"] if s["hp"][key] != default else []
-    return f"python train.py {shlex.join(words)} --task all --resume"
 
 
 # ---- command line --------------------------------------------------------------------------------
@@ -216,8 +192,8 @@ def arguments():
                            "--merge RULE --sweep lam=0:1:0.05")
         from analysis import plots
         args.plot = plots.folder(args.plot)
-    if args.json and Path(args.json).is_dir():
-        raise BadInput(f"--json {args.json} is a folder: give the name of a file")
+    if args.json:
+        cli.check_place("--json", args.json)
     if not args.runs and not args.list:
         raise BadInput("give at least one run folder; train.py prints where it writes")
     return args
@@ -226,8 +202,12 @@ def arguments():
 def read_keys(args):
     """--set as {key: value} and --sweep as {key: values}, the keys of the rules of --merge."""
     keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
-    args.sweep = dict(cli.grid(text, keys) for text in args.sweep)
     args.set = cli.keywords(args.set, keys, "these rules") if args.merge else {}
+    swept, args.sweep = args.sweep, {}
+    for key, values in (cli.grid(text, keys) for text in swept):
+        if key in args.set | args.sweep:
+            raise BadInput(f"--sweep {key}: it has a value already; give --set or --sweep, once")
+        args.sweep[key] = values
     if strange := [key for key in args.sweep if args.merge and key not in keys]:
         raise unknown("key for these rules", strange[0], keys)
     if args.all and "lam" not in args.sweep | args.set:
@@ -243,14 +223,14 @@ def check_export(args):
                        "model, without --by")
     if not args.merge and len(args.runs) != 1:
         raise BadInput("--export writes one adapter: give one run, or --merge RULE")
-    huggingface.check_new(args.export)
+    huggingface.check_new("--export", args.export)
 
 
 def settings_of(rule, args):
     """The settings of a rule to try: --set fixed, --sweep as a product; a list of dicts."""
     keys = [k for k in sorted(args.sweep, key="lam".__eq__) if k in merge.options(rule)]
     swept = {k: args.sweep[k] for k in keys}                                      # lam fastest
-    fixed = {k: v for k, v in args.set.items() if k in merge.options(rule) and k not in swept}
+    fixed = {k: v for k, v in args.set.items() if k in merge.options(rule)}
     return [fixed | dict(zip(swept, values)) for values in itertools.product(*swept.values())]
 
 
@@ -273,9 +253,10 @@ def main():
         from exchange import peft_folder
         peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
-        results = own_tasks(runs, args)
+        from experiment import alone
+        results = alone.own_tasks(runs, args.device, args.limit)
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05"
-              if len(runs) > 1 else f"next: {partners(runs[0])}")
+              if len(runs) > 1 else f"next: {alone.partners(runs[0])}")
     if args.merge:
         results = merge_runs(runs, args)
     if args.analyze:

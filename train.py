@@ -11,6 +11,7 @@ import argparse
 import copy
 import math
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -71,8 +72,8 @@ def train(setting, task, out):
         result["by_task"] = {name: {"val": val[name], "test": test[name]} for name in tasks}
     heads = {name: head for name, (head, _) in tasks.items()}
     run_folder.save_run(out, setting, model, names, heads, start, result, log)
-    print(f"base val {base_val:.3f} before training, {seconds:.0f} s")
-    print(f"val {result['val']:.3f}  test {result['test']:.3f}  ->  {out}", flush=True)
+    print(f"val {base_val:.3f} before training, {result['val']:.3f} after {seconds:.0f} s")
+    print(f"test {result['test']:.3f}  ->  {out}", flush=True)
 
 
 def fit(model, sets, setting, folder):
@@ -160,7 +161,7 @@ def arguments():
     add("--task", help="built-in tasks (a,b), all, any name with --data (default: the first)")
     add("--jobs", type=int, default=1, metavar="N", help="runs at a time, for several tasks")
     add("--joint", action="store_true", help="one model on all of --task, turn by turn")
-    add("--data", metavar="FOLDER", help="folder of a published data set or of your own")
+    add("--data", metavar="FOLDER", type=os.path.abspath, help="a published data set or your own")
     add("--download", action="store_true", help="fetch the files of a known --task into --data")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--model", default="vit", help="vit, bert, a published name, a folder or a file")
@@ -170,7 +171,7 @@ def arguments():
     add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
     add("--rank", type=int), add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
-    add("--init", metavar="FOLDER", help="start from the LoRA that PEFT saved in a folder")
+    add("--init", metavar="FOLDER", type=os.path.abspath, help="start from a LoRA saved by PEFT")
     add("--quantize", choices=["nf4"], help="store the frozen weights in 4 bits")
     add("--steps", type=int, default=200), add("--batch", type=int, default=32)
     add("--lr", type=float, help="default: the adapter's own"), add("--wd", type=float, default=0.0)
@@ -195,13 +196,13 @@ def resolve(args):
     if reading not in cls.lr:
         raise BadInput(f"{args.adapter} is a linearization: --linearize layer or model, "
                        "or take --adapter lora for the plain adapter")
-    flags = {k: getattr(args, k) for k in ("rank", "alpha") if getattr(args, k) is not None}
-    for k in [k for k in flags if k not in keys]:
-        raise BadInput(f"--{k}: the adapter {args.adapter} has no {k}; leave it out")
+    flags = [f"{k}={getattr(args, k)}" for k in ("rank", "alpha") if getattr(args, k) is not None]
     head = args.head or {"image": "prototypes", "text": "probe"}[encoders.kind(args.model)]
-    hp = keys | flags | cli.keywords(args.set, keys, args.adapter)
+    hp = keys | cli.keywords(flags + args.set, keys, args.adapter)
     rate = cls.lr[reading] if args.lr is None else args.lr
+    path = encoders.find(args.model) == Path(args.model)         # and not a name
     filled_in = vars(args) | {"hp": hp, "linearize": reading, "head": head, "lr": rate,
+                              "model": os.path.abspath(args.model) if path else args.model,
                               "device": cli.device(args.device)}
     return {key: filled_in[key] for key in SETTINGS}
 
@@ -210,8 +211,9 @@ def checked_tasks(args):
     """The names in --task; BadInput for one that is not there, or not for this kind of model."""
     kind = encoders.kind(args.model)
     built_in = list(data.suite(kind).TASKS)
-    tasks = {None: built_in[:1], "all": built_in}.get(args.task) or args.task.split(",")
-    for task in tasks:
+    given = args.task.split(",") if args.task else built_in[:1]
+    tasks = [t for name in given for t in (built_in if name == "all" else [name])]
+    for task in (tasks := list(dict.fromkeys(tasks))):
         if args.download:
             from tasks import published
             published.download(task, args.data, kind)
@@ -225,7 +227,7 @@ def checked_tasks(args):
 def out_folder(args, setting, task):
     """runs/{model}-{adapter}-{task}-s{seed}; {adapter} names the reading: lora, l_lora.model."""
     try:
-        return Path(args.out.format(model=Path(args.model).name, task=task, seed=args.seed,
+        return Path(args.out.format(model=Path(setting["model"]).name, task=task, seed=args.seed,
                                     adapter=run_folder.method(setting)))
     except (KeyError, IndexError, ValueError):
         raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{task}} and {{seed}} "
@@ -254,6 +256,8 @@ def main():
     outs = {out_folder(args, setting, name): task for name, task in names.items()}
     todo = [(setting, task, out) for out, task in outs.items()
             if run_folder.is_open(out, {"task": task} | setting, args.resume, args.overwrite)]
+    for _, _, out in todo:
+        cli.check_place("--out", out / "adapter.pt")
     if PROCESSES > 1 or args.jobs > 1:
         from experiment import jobs
     if args.jobs > 1:
@@ -263,9 +267,8 @@ def main():
         with jobs.group(args.batch, setting["device"]) if PROCESSES > 1 else nullcontext():
             for run in todo:
                 train(*run)
-    many = len(names) > 1
-    print(f"next: python eval.py {out_folder(args, setting, '*' if many else [*names][0])}"
-          + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * many)
+    print("next: python eval.py " + shlex.join(map(str, outs))
+          + " --merge average,task_arithmetic,ties --sweep lam=0:1:0.05" * (len(outs) > 1))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import merge
 from analysis import measures, plots
 from encoders.heads import correct
 from errors import BadInput
-from experiment import cli
+from experiment import tables
 from experiment.scoring import RULES, Mixture, along
 
 INSTRUMENTS = {}
@@ -99,7 +99,7 @@ def cosine(a):
     """Cosine similarity of the task vectors, pairwise."""
     c = measures.cosines(a.space.taus)
     off = c[~torch.eye(len(c), dtype=torch.bool)]
-    print(cli.table(["cosine", *a.names], [[n, *row] for n, row in zip(a.names, c.tolist())]))
+    print(tables.table(["cosine", *a.names], [[n, *row] for n, row in zip(a.names, c.tolist())]))
     print(f"off the diagonal: mean {off.mean():.3f}, {off.min():.3f} to {off.max():.3f}")
     if a.folder:
         plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.method}",
@@ -112,9 +112,9 @@ def cosine(a):
 def distance(a):
     """L2 distances between the fine-tuned models, and where the change sits by layer."""
     d = measures.distances([merge.add(a.space.base, tau) for tau in a.space.taus])
-    print(cli.table(["L2", *a.names], [[n, *row] for n, row in zip(a.names, d.tolist())]))
+    print(tables.table(["L2", *a.names], [[n, *row] for n, row in zip(a.names, d.tolist())]))
     norms = [measures.norms_by_layer(tau) for tau in a.space.taus]
-    print(cli.table(["norm", *norms[0]], [[n, *v.values()] for n, v in zip(a.names, norms)]))
+    print(tables.table(["norm", *norms[0]], [[n, *v.values()] for n, v in zip(a.names, norms)]))
     return {"distances": d.tolist(), "norms": dict(zip(a.names, norms))}
 
 
@@ -123,7 +123,7 @@ def pca(a):
     """Principal components of the task vectors."""
     scores, share = measures.pca(a.space.taus, components=min(2, len(a.names)))
     axes = [f"component {i + 1} ({s:.0%} of the variance)" for i, s in enumerate(share.tolist())]
-    print(cli.table(["PCA", *axes], [[n, *row] for n, row in zip(a.names, scores.tolist())]))
+    print(tables.table(["PCA", *axes], [[n, *row] for n, row in zip(a.names, scores.tolist())]))
     if a.folder and len(axes) == 2:
         plots.points(scores.tolist(), a.names, axes, f"Task vectors, {a.method}",
                      "In units of the weights. Of unrelated vectors of one length, each component "
@@ -185,7 +185,7 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     base, taus, logits = coordinates(a, a.names)
     labelled = [(None, a.sample(task, "test")[1]) for task in a.names]
     H, L, rho = measures.entropy_and_loss(base, taus, logits, labelled, lams).values()
-    print(cli.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
+    print(tables.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
     if a.folder:
         plots.curves({n: sorted(zip(H[:, t].tolist(), L[:, t].tolist()))
                       for t, n in enumerate(a.names)}, "mean entropy (nats)",

@@ -17,6 +17,7 @@ no pretrained model is common to both: class prototypes and a linear probe (enco
 
 import argparse
 import contextlib
+import shlex
 import statistics
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ import encoders
 from encoders.heads import EXAMPLES, HEADS, correct, features
 from errors import BadInput
 from exchange import huggingface
-from experiment import cli
+from experiment import cli, tables
 from experiment.scoring import RULES
 from experiment.spaces import layer_inputs, with_weights
 from rules.matching import assignment, correlation, match_blocks, permute_stream
@@ -117,7 +118,7 @@ def main():
     args = parser.parse_args()
     cli.check_numbers(args)
     if args.out:
-        huggingface.check_new(args.out)
+        huggingface.check_new("--out", args.out)
     encoder, other = encoders.load(args.a), encoders.load(args.b)
     check_alike(encoder, other)
     if args.out:
@@ -133,11 +134,12 @@ def main():
     for name, params in tqdm(ways.items(), desc="encoders"):
         model = with_weights(encoder, params)
         rows.append([name, *scores(model, tasks, encode, args.split, args.limit)])
-    print(cli.table(["encoder", *HEADS], rows))
+    print(tables.table(["encoder", *HEADS], rows))
     if args.out:
         with huggingface.new_folder(args.out) as folder:
             huggingface.write_encoder(with_weights(encoder, ways[WRITTEN]), folder)
-        print(f"wrote {args.out}\nnext: python train.py --adapter l_lora --model {args.out}")
+        words = shlex.join(["--adapter", "l_lora", "--model", str(args.out)])
+        print(f"wrote {args.out}\nnext: python train.py {words}")
 
 
 if __name__ == "__main__":

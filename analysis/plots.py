@@ -7,8 +7,9 @@ import statistics
 import textwrap
 from pathlib import Path
 
+from encoders.safetensors import replacing
 from errors import BadInput
-from experiment.run_folder import replacing
+from experiment import cli
 
 
 def folder(path):
@@ -19,6 +20,7 @@ def folder(path):
         raise BadInput("--plot needs matplotlib: pip install -r requirements-figures.txt "
                        "(all tables are printed without it)") from None
     matplotlib.use("Agg")
+    cli.check_place("--plot", Path(path, "figure"))
     return Path(path)
 
 

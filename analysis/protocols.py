@@ -18,7 +18,7 @@ from analysis.corruptions import CORRUPTIONS, corrupt
 from analysis.instruments import INSTRUMENTS, Analysis, Subset, instrument
 from encoders.heads import accuracy
 from errors import BadInput
-from experiment import cli, run_folder, scoring, spaces
+from experiment import run_folder, scoring, spaces, tables
 
 
 @instrument
@@ -47,8 +47,8 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
         curves[rule].append((K, *spread))
         if K == 2:
             pairs[rule] = [tuple(ratio.values()) for ratio in ratios]
-    print(cli.table(["rule", "tasks", "subsets", "lam", "absolute", "normalised", "least", "most"],
-                    rows))
+    print(tables.table(["rule", "tasks", "subsets", "lam", "absolute", "normalised", "least",
+                        "most"], rows))
     if a.folder:
         plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
                      f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst "
@@ -73,8 +73,9 @@ def coefficient(a, lams=tuple(i / 10 for i in range(16))):
               for n in tqdm(a.names, desc="coefficient")}
     average = [(lam, statistics.fmean(scores[n][i][1] for n in a.names))
                for i, lam in enumerate(lams)]
-    print(cli.table(["lam", *a.names, "mean"], [[f"{lam:g}", *[scores[n][i][1] for n in a.names], m]
-                                                for i, (lam, m) in enumerate(average)]))
+    print(tables.table(["lam", *a.names, "mean"],
+                       [[f"{lam:g}", *[scores[n][i][1] for n in a.names], m]
+                        for i, (lam, m) in enumerate(average)]))
     if a.folder:
         plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
                      f"theta_0 + lam sum tau, {a.method}", "The average of the models is at 1/T = "
@@ -92,8 +93,8 @@ def unseen(a):
         models = (a.only([]), a.only(others, a.lam), a.only(a.names, a.lam), a.only([n]))
         rows.append([n, *[a.score(c, n, "test") for c in models]])
     means = [statistics.fmean(column) for column in list(zip(*rows))[1:]]
-    print(cli.table(["task", "base", "merged without it", "merged with it", "its own model"],
-                    [*rows, ["mean", *means]]))
+    print(tables.table(["task", "base", "merged without it", "merged with it", "its own model"],
+                       [*rows, ["mean", *means]]))
     return {"rows": rows, "mean": means}
 
 
@@ -103,8 +104,8 @@ def retention(a):
     names = ["base", *a.names]
     table = [[a.score(a.only([row]), column, "test") for column in a.names]
              for row in tqdm(names, desc="retention")]
-    print(cli.table(["trained on \\ scored on", *a.names],
-                    [[n, *row] for n, row in zip(names, table)]))
+    print(tables.table(["trained on \\ scored on", *a.names],
+                       [[n, *row] for n, row in zip(names, table)]))
     base, *single = table
     lost = [base[j] - row[j] for i, row in enumerate(single) for j in range(len(row)) if i != j]
     mean = statistics.fmean(lost)
@@ -125,7 +126,7 @@ def forget(a, lams=tuple(i / 10 for i in range(1, 16))):
         lam = best[0] if best else 0.0
         rows.append([n, f"{lam:g}", *[a.score(a.only([n], -v), n, "test") for v in (0.0, lam)],
                      *[control(v, "test") for v in (0.0, lam)]])
-    print(cli.table(["forget", "lam", "task before", "after", "others before", "after"], rows))
+    print(tables.table(["forget", "lam", "task before", "after", "others before", "after"], rows))
     return {"rows": rows}
 
 
@@ -148,8 +149,8 @@ def analogy(a):
         rows.append([d, *[a.score(c, d, "test") for c in (a.only([]), pair, triple)],
                      formula(pair), formula(triple)])
     means = [statistics.fmean(row[i] for row in rows) for i in (1, 2, 3)]
-    print(cli.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
-                    [*rows, ["mean", *means, "", ""]]))
+    print(tables.table(["unseen task", "base", "B + C", "B + C - A", "pair", "triple"],
+                       [*rows, ["mean", *means, "", ""]]))
     return {"rows": rows, "mean": means}
 
 
@@ -165,7 +166,7 @@ def corruption(a, severities=(1, 3, 5)):
         scores = [statistics.fmean(accuracy(model, a.tasks.heads[n], images[n], clean[n][1])
                                    for n in a.names) for model in models]
         rows.append([name, severity, *scores])
-    print(cli.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
+    print(tables.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
     return {"rows": rows}
 
 

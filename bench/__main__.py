@@ -44,6 +44,8 @@ def main():
     chosen = [f"--{name}" for name in ("rules", "growth", "peft") if getattr(args, name)]
     if len(chosen) > 1:
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
+    if args.json:
+        cli.check_place("--json", args.json)
     args.batch = args.batch or (16 if args.rules == "adamerging" else 32)
     args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
     if args.growth:

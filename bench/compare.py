@@ -26,7 +26,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import encoders
 import lora
 from errors import BadInput
-from experiment import cli
+from experiment import cli, tables
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
@@ -123,12 +123,13 @@ def main():
     every = sorted(lora.ADAPTERS)
     names = cli.names(args.adapters, "adapter", every) if args.adapters else every
     args.out = args.out.absolute()
+    cli.check_place("--out", args.out / "bench.json")
     train(args, [(a, rate, 0) for a in names for rate in args.rates], "learning rates")
     train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")
     times = step_times(args)
     print(f"{args.steps} steps, learning rate chosen on validation from "
           f"{', '.join(f'{r:g}' for r in args.rates)}; test accuracy over {len(SEEDS)} seeds")
-    print(cli.table(["adapter", "arXiv", "trainable", "rank", "lr", *args.tasks, "step / lora",
+    print(tables.table(["adapter", "arXiv", "trainable", "rank", "lr", *args.tasks, "step / lora",
                      "lines"], [row(args, name, times) for name in names]))
 
 

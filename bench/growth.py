@@ -20,7 +20,7 @@ from analysis import plots
 from bench.merging import task_vectors
 from bench.steps import Contender
 from bench.turns import conditions, keep_freed_memory, stop_keeping_freed_memory, turns
-from experiment import cli
+from experiment import tables
 from experiment.measure import Peak
 from experiment.scoring import RULES
 
@@ -77,7 +77,7 @@ def growth(rounds, folder):
                 lines[f"{name}, {axis}"] = [(s / sizes[0], v / (values[0] or 1))
                                             for s, v in zip(sizes, values)]
     print(conditions(rounds))
-    print(cli.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))
+    print(tables.table(["what grows", "sizes", "ms", "exponent", "MiB", "exponent"], rows))
     if not folder:
         return
     for lines, what, name in zip(relative, ("time", "memory"), ("", "-memory")):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bench.turns import conditions, keep_freed_memory, ratio, stop_keeping_freed_memory, turns
 from encoders import ViT
-from experiment import cli
+from experiment import tables
 from experiment.measure import Peak
 from experiment.scoring import RULES
 from merge import flatten, unflatten
@@ -85,7 +85,7 @@ def rules(names, millions, rounds, count=8):
         rows.append([name, f"{middle:.3f}", f"{1e9 * middle / size:.1f}",
                      f"{ratio(seconds, name, 'reading'):.2f}", held.get(name, "-")])
     print(f"{count} task vectors of {size / 1e6:.1f} million parameters, {conditions(rounds)}")
-    print(cli.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
+    print(tables.table(["rule", "s", "ms / million", "/ reading once", "vectors held"], rows))
     if "ties" in names:
         print("  ".join(f"ties / {name} {ratio(seconds, 'ties', name):.2f}"
                         for name in seconds if name.startswith("ties by")))
@@ -133,4 +133,4 @@ def adamerging(millions, rounds, batch, count=8):
     size = sum(v.numel() for v in base.values())
     print(f"coefficients of {count} task vectors of {size / 1e6:.1f} million parameters, {batch} "
           f"images a task, {conditions(rounds)}; the gradients differ by at most {difference:.0e}")
-    print(cli.table(["dL/dlam", "s", "/ in the graph", "MiB"], rows))
+    print(tables.table(["dL/dlam", "s", "/ in the graph", "MiB"], rows))

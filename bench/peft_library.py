@@ -17,7 +17,7 @@ import encoders
 from bench.steps import Step
 from bench.turns import conditions, quartiles, turns
 from errors import BadInput
-from experiment import cli
+from experiment import tables
 from linearize import adapt
 
 LAYERS = ["q", "k", "v", "out", "fc1", "fc2"]
@@ -60,4 +60,4 @@ def compare(small, batch, rounds, steps):
                       quartiles(seconds, *pair)[1]])
     print(f"{sum(p.numel() for p in encoder.parameters()):,} parameters, batch {batch}, {steps} "
           f"steps in each of {conditions(rounds)}, peft {peft.__version__}")
-    print(cli.table(["adapter", "trainable", "ours, ms", "PEFT, ms", "ours / PEFT"], lines))
+    print(tables.table(["adapter", "trainable", "ours, ms", "PEFT, ms", "ours / PEFT"], lines))

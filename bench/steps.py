@@ -14,7 +14,7 @@ from tqdm import tqdm
 import encoders
 import lora
 from bench.turns import conditions, quartiles, turns
-from experiment import cli
+from experiment import tables
 from linearize import LinearizedLayer, LinearizedModel, adapt, encoder_of, method, taylor
 
 SETTLED = {"rosa": {"warmup": 1, "collect": 1}, "lora_dash": {"launch": 1}}   # past their warm-up
@@ -113,6 +113,6 @@ def compare(variants, batch, rounds, steps):
         ratios.append({"adapter": adapter, "linearize": reading, "time": middle,
                        "kept": kept / base})
     print(f"batch {batch}, {steps} steps in each of {conditions(rounds)}")
-    print(cli.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
+    print(tables.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
                      "kept / lora"], lines))
     return ratios

@@ -8,7 +8,9 @@
 import hashlib
 import json
 import os
+import shutil
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +67,25 @@ def write(tensors, path):
         end += len(chunks[-1])
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = f"{path}.tmp"
-    with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text + b"".join(chunks))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(chunks))
+
+
+@contextmanager
+def replacing(path):
+    """A temporary name to write to, in a folder that is made if need be; it becomes `path` when
+    nothing went wrong, and goes when something did."""
+    temporary = Path(f"{path}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)                           # a full disk does not say where
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path):

@@ -10,6 +10,7 @@ Trap     transformers 5 has two names for a module of ViT or DINOv2: one in memo
 """
 
 import re
+import shlex
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,9 @@ import torch
 import lora
 from encoders import names, safetensors
 from encoders.heads import HEADS
+from encoders.safetensors import replacing
 from errors import BadInput
-from experiment import run_folder
+from experiment import cli, run_folder
 from experiment.run_folder import write_json
 
 # our layer -> module in a block: in memory (transformers 5), and in files
@@ -140,23 +142,20 @@ def write_encoder(model, folder):
                 "image_std": model.std.flatten().tolist()}, folder / "preprocessor_config.json")
 
 
-def check_new(out):
-    """BadInput if there is something where a folder is to be written."""
+def check_new(flag, out):
+    """BadInput if there is something where a folder is to be written, or no way to write it."""
     if Path(out).exists():
-        raise BadInput(f"{out} exists: give the name of a new folder")
+        raise BadInput(f"{flag} {out} exists: give the name of a new folder")
+    cli.check_place(flag, out)
 
 
 @contextmanager
 def new_folder(out):
     """A folder to write into; it gets its name when everything is in it."""
-    with run_folder.replacing(out) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-        except BaseException:
-            shutil.rmtree(temporary)
-            raise
+    with replacing(out) as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)               # of a process that was killed
+        temporary.mkdir()
+        yield temporary
 
 
 def check_merged(group):
@@ -179,7 +178,8 @@ def write_merged(model, heads, about, out):
                       folder / "heads.safetensors")
         write_json(about | {"heads": {task: names[type(head)] for task, head in heads.items()}},
                    folder / "merge.json")
-    print(f"wrote the merged encoder to {out}: train.py --model {out}, or AutoModel in Python")
+    print(f"wrote the merged encoder to {out}, for AutoModel in Python too\n"
+          f"next: python train.py --model {shlex.quote(str(out))}")
 
 
 def flat(groups):

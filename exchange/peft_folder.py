@@ -23,6 +23,7 @@ Trap     MODULE and target_modules are paths inside ViTModel, Dinov2Model or Ber
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import torch
@@ -192,7 +193,7 @@ def load(folder):
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise BadInput(f"{folder} is an adapter of another tool, without task and head: train it "
-                       f"on with train.py --adapter lora --init {folder}")
+                       f"on with train.py --adapter lora --init {shlex.quote(str(folder))}")
     run = read_json(folder / "run.json")
     if missing := sorted({*ABOUT, "kind", "trained"} - run.keys()):
         raise BadInput(f"{folder / 'run.json'} lacks {', '.join(missing)}: export the run again")

@@ -1,9 +1,11 @@
-"""What the commands share: reporting errors, reading names and `key=value`, printing tables."""
+"""What the commands share: reporting errors, reading names and `key=value`, checking numbers."""
 
 import ast
 import os
 import sys
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -25,6 +27,23 @@ def run(main):
     except BrokenPipeError:                                    # the reader, head or less, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:                                   # a full disk, no permission
+        print(f"error: {error.filename}: {error.strerror}: make room there, or give another place",
+              file=sys.stderr)
+        sys.exit(2)
+
+
+def check_place(flag, path):
+    """BadInput unless a file can be written at `path`: tried in the nearest folder there is."""
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise BadInput(f"{flag} {path} is a folder: give the name of a file")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    try:
+        tempfile.NamedTemporaryFile(dir=nearest, prefix=path.name).close()
+    except OSError as error:
+        raise BadInput(f"{flag} {path} cannot be written ({error.strerror}): give another "
+                       "place") from None
 
 
 def keywords(pairs, options, owner):
@@ -32,6 +51,8 @@ def keywords(pairs, options, owner):
     out = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
+        if key in out:
+            raise BadInput(f"--set {pair}: {key} is {out[key]} already; give it once")
         if key not in options:
             raise unknown(f"key for {owner}", key, options or ["(none)"])
         try:
@@ -66,24 +87,20 @@ def grid(text, options):
     options   {key: default}: a key whose default is a whole number takes whole numbers
     """
     key, _, values = text.partition("=")
+    whole, points = isinstance(options.get(key), int), []
     try:
         if ":" in values:
             low, high, step = (float(v) for v in values.split(":"))
             points = [round(low + i * step, 10) for i in range(round((high - low) / step) + 1)]
         else:
             points = [float(v) for v in values.split(",")]
-        if isinstance(options.get(key), int):
-            if any(v != int(v) for v in points):
-                raise BadInput(f"--sweep {text}: {key} takes whole numbers")
-            points = [int(v) for v in points]
-        if not points:
-            raise ValueError
-        return key, [in_reach(v, f"--sweep {text}") for v in points]
-    except BadInput:
-        raise
     except (ValueError, ZeroDivisionError, OverflowError):
-        raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, "
-                       "or KEY=a,b,c") from None
+        pass
+    if not points:
+        raise BadInput(f"--sweep {text}: write KEY=FROM:TO:STEP such as lam=0:1:0.05, or KEY=a,b,c")
+    if whole and any(v % 1 for v in points):
+        raise BadInput(f"--sweep {text}: {key} takes whole numbers")
+    return key, [in_reach(int(v) if whole else v, f"--sweep {text}") for v in points]
 
 
 def names(text, what, choices):
@@ -120,17 +137,6 @@ def device(name):
     except (RuntimeError, AssertionError):
         raise BadInput(f"--device {name} is not available here: use auto or cpu") from None
     return name
-
-
-def table(header, rows):
-    """An aligned Markdown table; numbers to the right, three decimals."""
-    text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
-    cells = [header, *[[text(v) for v in row] for row in rows]]
-    first, *widths = [max(map(len, column)) for column in zip(*cells)]
-    top, *lines = [" | ".join([left.ljust(first), *map(str.rjust, row, widths)])
-                   for left, *row in cells]
-    rule = "|" + "-" * (first + 2) + "|" + "".join("-" * (w + 1) + ":|" for w in widths)
-    return "\n".join([f"| {top} |", rule, *(f"| {line} |" for line in lines)])
 
 
 def entry(name, title, summary, options):

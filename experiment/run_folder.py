@@ -12,12 +12,12 @@ point), and trained - start the task vector in adapter space.
 """
 
 import csv
+import io
 import json
 import os
 import pickle
 import shutil
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import encoders
 import lora
 from encoders.heads import HEADS
+from encoders.safetensors import replacing
 from errors import BadInput
 from linearize import adapt, encoder_of, set_start
 
@@ -38,16 +39,6 @@ def partial(out):
     return Path(f"{out}.partial")
 
 
-@contextmanager
-def replacing(path):
-    """A temporary name to write to, in a folder that is made if need be; it becomes `path` when
-    nothing went wrong."""
-    temporary = Path(f"{path}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    yield temporary
-    os.replace(temporary, path)
-
-
 def write_json(value, path):
     """JSON, indented."""
     with replacing(path) as temporary:
@@ -56,8 +47,10 @@ def write_json(value, path):
 
 def save_tensors(value, path):
     """Tensors in plain containers, as load_tensors reads them."""
+    written = io.BytesIO()                     # torch.save to a file hides what went wrong with it
+    torch.save(value, written)
     with replacing(path) as temporary:
-        torch.save(value, temporary)
+        temporary.write_bytes(written.getvalue())
 
 
 def load_tensors(path):

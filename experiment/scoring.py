@@ -229,8 +229,8 @@ def references(joint, space, tasks, split):
 
 
 def normalised(scores, single):
-    """{task: merged score / single-task score}; a single score of 0 counts as 1e-9."""
-    return {task: score / max(single[task], 1e-9) for task, score in scores.items()}
+    """{task: merged score / single-task score}; 1 where the single model has nothing to lose."""
+    return {task: score / single[task] if single[task] else 1.0 for task, score in scores.items()}
 
 
 def summarize(rows):

@@ -2,8 +2,6 @@
 
 import statistics
 
-from experiment import cli
-
 
 def report(seeds, costs):
     """The table of one or several seeds: mean, and the spread where there are several.
@@ -28,12 +26,23 @@ def report(seeds, costs):
             line += [f"{statistics.fmean(row[k] for row in rows) / unit:.1f}" if k in first else "-"
                      for k, unit in (("seconds", 1), ("bytes", 2 ** 20))]
         lines.append(line)
-    header = ["model", "chosen on val", *([] if costs else tasks), "absolute", "normalised",
+    header = ["model", "settings", *([] if costs else tasks), "absolute", "normalised",
               "share", *(["worst task", "s", "MiB"] if costs else [])]
-    return cli.table(header, lines)
+    return table(header, lines)
 
 
 def chosen(row):
     """The settings of a row, as text."""
     return ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
                      for k, v in row.get("chosen", {}).items() if v is not None)
+
+
+def table(header, rows):
+    """An aligned Markdown table; numbers to the right, three decimals."""
+    text = lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)
+    cells = [header, *[[text(v) for v in row] for row in rows]]
+    first, *widths = [max(map(len, column)) for column in zip(*cells)]
+    top, *lines = [" | ".join([left.ljust(first), *map(str.rjust, row, widths)])
+                   for left, *row in cells]
+    rule = "|" + "-" * (first + 2) + "|" + "".join("-" * (w + 1) + ":|" for w in widths)
+    return "\n".join([f"| {top} |", rule, *(f"| {line} |" for line in lines)])

@@ -45,6 +45,7 @@ def arguments():
     if args.out.exists() and not args.overwrite:
         raise BadInput(f"{args.out} exists, and the runs that start from it need it: --overwrite "
                        "replaces it, --out FOLDER writes elsewhere")
+    cli.check_place("--out", args.out / "model.safetensors")
     return args
 
 
@@ -64,7 +65,7 @@ def main():
     run_folder.write_json({"model_type": f"{args.model}_encoder"} | config,
                           args.out / "config.json")
     if model.kind == "text":
-        with run_folder.replacing(args.out / "vocab.txt") as temporary:
+        with safetensors.replacing(args.out / "vocab.txt") as temporary:
             temporary.write_text("\n".join(bert.vocabulary()) + "\n")
     print(f"wrote {args.out}")
 

@@ -33,7 +33,10 @@ def main():
     if args.file:
         rows = [np.hstack([np.pad(image, 1) for image in drawn.sample(task, 14, 101)[0]])
                 for task in drawn.TASKS]
-        write_png(np.vstack(rows).repeat(2, 0).repeat(2, 1), args.file)
+        try:
+            write_png(np.vstack(rows).repeat(2, 0).repeat(2, 1), args.file)
+        except OSError as error:
+            parser.error(f"{args.file} cannot be written: {error.strerror}")
         return
     for task in written.TASKS:
         print(task)

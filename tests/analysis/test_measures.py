@@ -34,7 +34,7 @@ def linear(params, x):
 def test_normalised_by_hand():
     assert scoring.normalised({"a": 0.4, "b": 0.9}, {"a": 0.8, "b": 0.6}) == pytest.approx(
         {"a": 0.5, "b": 1.5})
-    assert scoring.normalised({"a": 0.0}, {"a": 0.0}) == {"a": 0.0}          # 0/0 tells nothing
+    assert scoring.normalised({"a": 0.0, "b": 0.3}, {"a": 0.0, "b": 0.0}) == {"a": 1, "b": 1}
 
 
 def test_forgetting_keeps_the_control():
