@@ -8,8 +8,8 @@
 import hashlib
 import json
 import os
-import shutil
 import struct
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from errors import BadInput
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
           "U8": torch.uint8, "BOOL": torch.bool}
+TEMPORARY = ".tmp-"              # how the names of unfinished files begin
 
 
 def read(path):
@@ -73,19 +74,21 @@ def write(tensors, path):
 
 @contextmanager
 def replacing(path):
-    """A temporary name to write to, in a folder that is made if need be; it becomes `path` when
-    nothing went wrong, and goes when something did."""
-    temporary = Path(f"{path}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)                           # a full disk does not say where
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
-        raise
+    """A name to write a file or a folder to, which becomes `path` when nothing went wrong.
+
+    It lies in a folder of its own beside `path`; after a kill, that hidden folder is what is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=TEMPORARY) as own:
+        try:
+            yield (new := Path(own, path.name))
+            if path.is_dir():
+                os.rename(path, Path(own, "old"))
+            os.replace(new, path)
+        except OSError as error:
+            error.filename = error.filename or str(path)         # a full disk does not say where
+            raise
 
 
 def sha256(path):

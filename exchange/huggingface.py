@@ -11,7 +11,6 @@ Trap     transformers 5 has two names for a module of ViT or DINOv2: one in memo
 
 import re
 import shlex
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -153,7 +152,6 @@ def check_new(flag, out):
 def new_folder(out):
     """A folder to write into; it gets its name when everything is in it."""
     with replacing(out) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)               # of a process that was killed
         temporary.mkdir()
         yield temporary
 

@@ -17,7 +17,6 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import encoders
 import lora
 from encoders.heads import HEADS
-from encoders.safetensors import replacing
+from encoders.safetensors import TEMPORARY, replacing
 from errors import BadInput
 from linearize import adapt, encoder_of, set_start
 
@@ -95,9 +94,10 @@ def refuse_other(folder):
     """BadInput unless there is nothing at `folder`, or a run of ours and nothing else."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder} is no folder of its own: --out FOLDER writes elsewhere")
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    strange = sorted(name for name in names if name.removesuffix(".tmp") not in FILES)
-    begun = names <= {"lock", "config.json.tmp"}               # killed before it wrote more
+    found = folder.iterdir() if folder.exists() else ()
+    names = {path.name for path in found if not path.name.startswith(TEMPORARY)}
+    strange = sorted(names - FILES)
+    begun = names <= {"lock"}                                  # killed before it wrote more
     if strange or not (begun or "config.json" in names):
         raise BadInput(f"{folder} is no run of train.py ({', '.join(strange[:3]) or 'no config'} "
                        "in it): --out FOLDER writes elsewhere")
@@ -203,11 +203,11 @@ def save_run(out, setting, model, layers, heads, start, result, log):
     write_json(result, folder / "result.json")
     for name in ("resume.pt", "lock"):
         (folder / name).unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".replaced-") as aside:
-        if (out := Path(out)).exists():              # --overwrite: the old run goes only now
-            refuse_other(out)
-            os.rename(out, Path(aside) / out.name)
-        os.rename(folder, out)
+    for unfinished in folder.glob(f"{TEMPORARY}*"):                # of a process that was killed
+        shutil.rmtree(unfinished)
+    refuse_other(Path(out))                          # with --overwrite it may have come since
+    with replacing(out) as new:
+        os.rename(folder, new)
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from errors import BadInput
 from experiment import cli, run_folder
 from pretrain import bert, vit
 
-
+FILES = {"model.safetensors", "config.json", "vocab.txt"}
 # model -> (its module with make, pretrain and accuracy, --steps, --width, what it sees)
 MODELS = {"vit": (vit, 5000, 192, "scenes"), "bert": (bert, 8000, 128, "texts")}
 
@@ -42,11 +43,24 @@ def arguments():
         raise BadInput(f"--steps {args.steps}: the one-cycle schedule needs at least 20")
     if args.width % args.heads:
         raise BadInput(f"--width {args.width} is no multiple of --heads {args.heads}")
-    if args.out.exists() and not args.overwrite:
-        raise BadInput(f"{args.out} exists, and the runs that start from it need it: --overwrite "
-                       "replaces it, --out FOLDER writes elsewhere")
+    if args.out.exists():
+        check_own(args.out)
+        if not args.overwrite:
+            raise BadInput(f"{args.out} exists, and the runs that start from it need it: "
+                           "--overwrite replaces it, --out FOLDER writes elsewhere")
     cli.check_place("--out", args.out / "model.safetensors")
     return args
+
+
+def check_own(folder):
+    """BadInput unless a folder holds a checkpoint made here and nothing else."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    try:
+        made = json.loads((folder / "config.json").read_text())["model_type"]
+    except (OSError, ValueError, TypeError, KeyError):
+        made = None
+    if names - FILES or made not in (f"{model}_encoder" for model in MODELS):
+        raise BadInput(f"{folder} is no checkpoint made here: --out FOLDER writes elsewhere")
 
 
 def main():
@@ -59,14 +73,13 @@ def main():
     held_out = module.accuracy(model, head, args.seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config}")
     print(f"held-out {what}: " + "  ".join(f"{a} {v:.2f}" for a, v in held_out.items()))
-    args.out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() for k, v in model.state_dict().items()}
-    safetensors.write(half, args.out / "model.safetensors")
-    run_folder.write_json({"model_type": f"{args.model}_encoder"} | config,
-                          args.out / "config.json")
-    if model.kind == "text":
-        with safetensors.replacing(args.out / "vocab.txt") as temporary:
-            temporary.write_text("\n".join(bert.vocabulary()) + "\n")
+    with safetensors.replacing(args.out) as folder:                 # all of it, or nothing
+        safetensors.write(half, folder / "model.safetensors")
+        run_folder.write_json({"model_type": f"{args.model}_encoder"} | config,
+                              folder / "config.json")
+        if model.kind == "text":
+            (folder / "vocab.txt").write_text("\n".join(bert.vocabulary()) + "\n")
     print(f"wrote {args.out}")
 
 

@@ -95,7 +95,7 @@ def test_a_second_process_is_refused_while_the_first_trains(tiny, tmp_path):
 def test_a_run_killed_before_its_first_file_can_go_on(command, tiny, tmp_path, flag):
     begun = tmp_path / "mine.partial"
     begun.mkdir()
-    (begun / "lock").touch(), (begun / "config.json.tmp").write_text("{")
+    (begun / "lock").touch(), (begun / ".tmp-x1").mkdir()
     words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine", flag]
     assert command(train.main, *words)[0] == 0
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == [

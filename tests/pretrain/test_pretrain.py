@@ -109,3 +109,16 @@ def test_pretrain_writes_a_checkpoint_and_replaces_none(command, tmp_path, monke
     again = encoders.load(tmp_path / "m")
     assert command(pretrain.main, "--steps", 10, "--out", tmp_path / "n")[0] == 2
     assert again.sha256 == first.sha256                   # the same seed, the same bits
+
+
+@pytest.mark.parametrize("files", [
+    {"thesis.txt": "mine"}, {}, {"config.json": '{"model_type": "vit"}', "model.safetensors": "x"},
+    {"config.json": "[1]"}, {"config.json": '{"model_type": "vit_encoder"}', "notes.md": "mine"}],
+    ids=["text", "empty", "theirs", "damaged", "notes"])
+def test_only_a_checkpoint_made_here_is_replaced(command, tmp_path, files):
+    """A folder of other things stays as it is, whatever --overwrite says."""
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    code, _, err = command(pretrain.main, "--out", tmp_path, "--overwrite")
+    assert code == 2 and "is no checkpoint made here" in err and err.count("\n") == 1
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == files
