@@ -46,7 +46,9 @@ class Part(NamedTuple):
 def find(folder):
     """("image" or "text", reader) of the data in a folder; None if there is none."""
     names = [path.name.lower() for path in Path(folder).iterdir()]
-    if any(re.fullmatch("train" + TABLE, name) for name in names):
+    if rows := [name for name in names if re.fullmatch("train" + TABLE, name)]:
+        if "train" in names:
+            raise BadInput(f"{folder} has {rows[0]} and a folder train: keep one of them there")
         return "text", table
     if "train" in names:
         return "image", pictures
@@ -98,12 +100,14 @@ def cells(content, source):
 def text_columns(header, rows, label, source):
     """Names of the columns of text: one, or the two of a pair.
 
-    A column of nothing but numbers, as an index has, is none if there are others.
+    Of several, those are none that hold nothing but numbers, as an index does, or that say the
+    label once more, such as label_text.
     """
     found = [i for i in range(len(header)) if i != label]
     if len(found) > 1:
         number = re.compile(r"\s*[-+]?[\d.]*\s*").fullmatch
-        found = [i for i in found if not all(number(row[i]) for _, row in rows)]
+        found = [i for i in found if header[i] not in LABELS and "label" not in header[i]
+                 and not all(number(row[i]) for _, row in rows)]
     if len(found) > 2:
         found = [i for i in found if header[i] in TEXTS]
     if label is None or len(found) not in (1, 2):

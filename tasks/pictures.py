@@ -27,9 +27,9 @@ def visible(folder):
 
 
 def below(folder):
-    """The files in a folder and its folders."""
+    """The files in a folder and its folders; a link is not followed, it may lead in a circle."""
     return [file for path in visible(folder)
-            for file in (below(path) if path.is_dir() else [path])]
+            for file in (below(path) if path.is_dir() and not path.is_symlink() else [path])]
 
 
 def stack(paths, size=None):

@@ -182,8 +182,6 @@ def read(task, folder):
     else:
         parts = decode(folder)
     classes = classes or int(parts["train"][1].max(initial=0)) + 1
-    if classes < 2:
-        raise BadInput(f"{folder}: all training examples have one label: give at least two classes")
     for split, (inputs, labels) in parts.items():
         if len(inputs) != len(labels):
             raise BadInput(f"{folder}: {len(inputs)} {split} inputs but {len(labels)} labels")
@@ -194,4 +192,6 @@ def read(task, folder):
                            f"{classes} classes: 0 to {classes - 1}")
         if kind == "image" and names and inputs.dtype != np.uint8:
             raise BadInput(f"{folder}: {split} pixels are {inputs.dtype}, not unsigned bytes")
+    if classes < 2:
+        raise BadInput(f"{folder}: all training examples have one label: give at least two classes")
     return kind, classes, parts

@@ -46,6 +46,8 @@ def texts(folder, split="test"):
     ("csv", "label,text,", ["tea,one,", "ale,two,", ",,"], ["one", "two"]),  # a spreadsheet's
     ("csv", "idx,premise,hypothesis,label", ["7,a,b,tea", "8,c,d,ale"], [("a", "b"), ("c", "d")]),
     ("csv", "who,text,label,where", ["me,one,tea,here", "me,two,ale,there"], ["one", "two"]),
+    ("csv", "text,label,label_text", ["one,1,tea", "two,0,ale"], ["one", "two"]),   # no leak
+    ("csv", "target,text,label", ["tea,one,1", "ale,two,0"], ["one", "two"]),
     ("tsv", "sentence\tlabel", ['"one\ttea', "two\tale"], ['"one', "two"]),
     ("tsv", "first\tsecond\tlabel", ["a\tb\ttea", "c\td\tale"], [("a", "b"), ("c", "d")]),
     ("tsv", "label\ttext\r", ["tea\tone\r", "", "ale\t7\r"], ["one", "7"]),
@@ -119,6 +121,8 @@ def test_labelled_test_goes_before_dev(lay):
      "the test files hold no examples"),
     ({"train.csv": "text,label\n" + "a,x\n" * 10, "dev.csv": "text,label\na,x\n"},
      "all training examples have one label"),
+    ({"train.csv": "text,label\n", "test.csv": "text,label\n"}, "train files hold no examples"),
+    ({"train.csv": "id,label\n1,x\n", "train/1.txt": "?"}, "has train.csv and a folder train"),
     ({"notes.md": "?"}, "train.csv and test.csv .*train.npz .*train/cat/1.png .*idx3-ubyte"),
     ({"train/notes.md": "?"}, "train.csv and test.csv .*train.npz .*train/cat/1.png"),
     ({"test.csv": "text,label\na,x\n"}, "holds no data that is known: --data wants train.csv and"),

@@ -234,6 +234,12 @@ def test_names_of_classes(tmp_path):
     assert data.classes("mine", folder) == 2
 
 
+def test_a_link_in_a_circle_ends(tmp_path):
+    folder = pets(tmp_path)
+    (tmp_path / "train/cat/again").symlink_to(tmp_path / "train")
+    refuses("train/cat/again is no picture", data.check, "mine", folder)
+
+
 def test_pictures_without_labels_give_way(tmp_path):
     folder = pets(tmp_path, "test/1.png", test=())
     refuses("none with labels that is named test or dev", data.check, "mine", folder)
