@@ -9,6 +9,8 @@ A picture is made small as soon as it is read. Values without a known range (32-
 floats) are refused, as is every damaged file, whatever Pillow raises for it.
 """
 
+import contextlib
+import os
 import warnings
 from pathlib import Path
 
@@ -38,11 +40,25 @@ def stack(paths, size=None):
         import PIL  # noqa: F401
     except ImportError:
         raise BadInput(f"pictures such as {paths[0]} need Pillow: pip install pillow") from None
-    first = small(paths[0], size)
-    out = np.empty((len(paths), *first.shape), np.uint8)
-    for i, path in enumerate(paths):
-        out[i] = small(path, first.shape[1::-1])
+    with silent():
+        first = small(paths[0], size)
+        out = np.empty((len(paths), *first.shape), np.uint8)
+        for i, path in enumerate(paths):
+            out[i] = small(path, first.shape[1::-1])
     return out
+
+
+@contextlib.contextmanager
+def silent():
+    """Without the lines that libtiff, below Python, writes to the standard error on its own."""
+    held, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(held, 2)
+        os.close(held)
+        os.close(nowhere)
 
 
 def small(path, size=None):

@@ -50,6 +50,7 @@ def texts(folder, split="test"):
     ("csv", "target,text,label", ["tea,one,1", "ale,two,0"], ["one", "two"]),
     ("tsv", "sentence\tlabel", ['"one\ttea', "two\tale"], ['"one', "two"]),
     ("tsv", "first\tsecond\tlabel", ["a\tb\ttea", "c\td\tale"], [("a", "b"), ("c", "d")]),
+    ("tsv", "a\tb\tlabel", ["5\t5.\ttea", "c\t-7\tale"], ["5", "c"]),    # b has only numbers
     ("tsv", "label\ttext\r", ["tea\tone\r", "", "ale\t7\r"], ["one", "7"]),
     ("txt", "\ufefftext\ttarget", ["one\ttea", "two\tale"], ["one", "two"]),
 ])

@@ -302,6 +302,15 @@ def test_sizes_that_are_not_there(tmp_path):
         refuses("x.ppm is no picture", pictures.small, tmp_path / "x.ppm")
 
 
+def test_libtiff_adds_no_line_of_its_own(tmp_path, capfd):
+    Image.fromarray(ROW).save(tmp_path / "x.tif", compression="tiff_lzw")
+    content = (tmp_path / "x.tif").read_bytes()
+    at = content.index(struct.pack("<HHIH", 256, 3, 1, 9))                            # its width
+    (tmp_path / "x.tif").write_bytes(content[:at + 8] + b"\0\1" + content[at + 10:])
+    refuses("x.tif is no picture", pictures.stack, [tmp_path / "x.tif"])
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("side, told", [(9500, "90250000 pixels"), (20000, "decompression bomb")])
 def test_bombs(tmp_path, side, told):
     """Above what Pillow warns of (89 million pixels), and above what it refuses."""
