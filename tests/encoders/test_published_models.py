@@ -13,7 +13,7 @@ import torch
 
 import encoders
 import reference
-from encoders import published as checkpoints
+from encoders import configs, published as checkpoints
 from encoders import safetensors
 from errors import BadInput
 from files import damage, layers, published_bert, published_clip, published_vit, random
@@ -48,7 +48,7 @@ def test_clip_settings(tmp_path):
     exact, _ = published_clip(tmp_path / "exact", hidden_act="gelu")
     quick, _ = published_clip(tmp_path / "quick")
     assert (encoders.load(exact)(IMAGE) - encoders.load(quick)(IMAGE)).abs().max() > 1e-3
-    with pytest.raises(BadInput, match="only the GELU MLP"):
+    with pytest.raises(BadInput, match="hidden_act .relu.: it must be gelu or quick_gelu"):
         encoders.load(published_clip(tmp_path / "relu", hidden_act="relu")[0])
 
 
@@ -102,7 +102,7 @@ def test_single_files_give_the_reference_output(tmp_path, dinov2, key):
     w = hugging_face(timm(tmp_path / "small.pth", dinov2, key))
     model = encoders.load(tmp_path / "small.pth")
     theirs = reference.vit(IMAGE[0].double().numpy(), w, heads=2, patch=7, eps=1e-6, dinov2=dinov2,
-                           position=w["embeddings.position_embeddings"][0], **checkpoints.IMAGENET)
+                           position=w["embeddings.position_embeddings"][0], **configs.IMAGENET)
     with torch.no_grad():
         np.testing.assert_allclose(model(IMAGE)[0].numpy(), theirs, atol=5e-5, rtol=5e-5)
     assert (model.name, model.sha256) == ("small", safetensors.sha256(tmp_path / "small.pth"))

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 import encoders
 import reference
-from encoders import published as checkpoints, safetensors
+from encoders import configs, safetensors
 from errors import BadInput
 from files import damage, published_vit
 from support import refuses
 
-KINDS = {"vit": checkpoints.HALF, "deit": checkpoints.IMAGENET, "dinov2": checkpoints.IMAGENET}
+KINDS = {"vit": configs.HALF, "deit": configs.IMAGENET, "dinov2": configs.IMAGENET}
 
 
 def compare(folder, kind, heads, patch, eps, image, tolerance):
@@ -129,10 +129,10 @@ def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
 
 
 @pytest.mark.parametrize("config, told", [
-    ("{", "config.json cannot be used"),
-    ('{"model_type": "vit"}', "hidden_size"),
+    ("{", "config.json cannot be read"),
+    ('{"model_type": "vit"}', "lacks 160 tensors"),
     ('{"model_type": "dinov3"}', "did you mean 'dinov2'"),
-    ('{"model_type": "vit", "hidden_act": "relu"}', "only the GELU MLP"),
+    ('{"model_type": "vit", "hidden_act": "relu"}', "hidden_act .relu.: it must be gelu"),
 ])
 def test_config_errors(tmp_path, config, told):
     folder = published_vit(tmp_path / "m", "vit")
