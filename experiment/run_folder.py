@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def save_tensors(value, path):
 def load_tensors(path):
     """torch.load of plain tensors and containers; anything else in the pickle is refused."""
     try:
+        if damaged := zipfile.ZipFile(path).testzip():         # torch.load reads no checksum
+            raise ValueError(f"the checksum of {damaged} is another")
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:                           # a damaged pickle may raise anything
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__

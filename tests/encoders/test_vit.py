@@ -102,7 +102,12 @@ def entry(begin, end, shape=(2,), dtype="F32"):
     ({"a": entry(0, 8), "b": entry(4, 12)}, b"0" * 12, "tensor b overlaps"),
     ({"a": entry(0, 8), "b": entry(12, 20)}, b"0" * 20, "tensor b overlaps another, leaves a gap"),
     ({"a": entry(0, 8, (3,))}, b"0" * 8, "wrong length"),
-    ({"a": entry(0, 8, dtype="F99")}, b"0" * 8, "F99"),
+    ({"a": entry(0, 8, dtype="F99")}, b"0" * 8, "has tensors of F99: convert them to F32"),
+    ({"a": entry(0, 2, dtype="F8_E4M3")}, b"12", "has tensors of F8_E4M3: convert"),
+    ({"a": entry(0, 4, dtype="U16"), "b": entry(4, 20, dtype="C64")}, b"0" * 20, "of C64, U16: "),
+    ({"a": entry(0, 8, dtype=5)}, b"0" * 8, "has tensors of 5: "),
+    ({"a": entry(0, 8, (-1, -2))}, b"0" * 8, "no complete safetensors file"),
+    (b"[" * 100_000, b"", "no complete safetensors file"),
     ({"a": {"dtype": "F32"}}, b"", "data_offsets"),
     (b"{not json", b"", "no complete safetensors file"),
     (b"[]", b"", "no complete safetensors file"),
@@ -145,4 +150,8 @@ def test_other_load_errors(tmp_path):
     with pytest.raises(BadInput, match="no multiple of the patch size 7"):
         encoders.load(published_vit(tmp_path / "m", "vit"), size=30)
     (tmp_path / "m" / "model.safetensors").unlink()
+    (tmp_path / "m" / "model.safetensors").mkdir()
+    refuses("model.safetensors is no complete safetensors file .*directory", encoders.load,
+            tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rmdir()
     refuses("has no model.safetensors", encoders.load, tmp_path / "m")
