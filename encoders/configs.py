@@ -71,8 +71,8 @@ def settings(config, folder):
     if model_type is None and is_bert(config):
         model_type = "bert"
     if not isinstance(model_type, str):
-        raise BadInput(f"{file} names no model_type that can be told: {model_type!r}: add one of "
-                       f"{', '.join(DEFAULTS)}")
+        raise BadInput(f"{file} says model_type {model_type!r:.60}, and what else it says is not "
+                       f"only of BERT: {', '.join(DEFAULTS)} can be read here")
     if model_type in OURS:
         given = {k: v for k, v in config.items() if k != "model_type"}
         check(OURS[model_type], given, file)

@@ -82,7 +82,7 @@ def settings_of_file(path):
                    heads=HEADS.get(width, width // 64), eps=1e-6,
                    hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
                    layer_scale="blocks.0.ls1.gamma" in tensors, **configs.IMAGENET)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(f"{path} is no ViT under timm's names ({error}): give --model a folder "
                        "with config.json, or such a file of DeiT or DINOv2") from None
     out |= {k: given[k] for k in ("heads", "mean", "std") if k in given}
@@ -157,6 +157,7 @@ def read_torch(path):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
     if not isinstance(saved, dict) or not saved or not all(
-            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in saved.items()):
+            isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout is torch.strided
+            and v.device.type == "cpu" for k, v in saved.items()):
         raise BadInput(f"{path} holds no dict of tensors by name: give a file of a state_dict")
     return saved

@@ -216,7 +216,9 @@ def test_damaged_pytorch_files_are_refused(binary, damage):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"a": 1}, {}, torch.zeros(2)])
+@pytest.mark.parametrize("content", [
+    [torch.zeros(1)], {"a": 1}, {}, torch.zeros(2), {"a": torch.eye(2).to_sparse()},
+    {"a": torch.zeros(2, device="meta")}])
 def test_pytorch_files_of_other_things_are_refused(binary, content):
     torch.save(content, binary[0] / "pytorch_model.bin")
     refuses("holds no dict of tensors by name", encoders.load, binary[0])

@@ -126,6 +126,10 @@ def test_files_without_a_whole_header_are_refused(tmp_path, content):
     (lambda t: t.pop("vit.layernorm.weight"), "lacks 1 tensors: norm.weight"),
     (lambda t: t.update(extra=torch.zeros(1)), "has unexpected 1 tensors: extra"),
     (lambda t: t.update({"vit.layernorm.bias": torch.zeros(5)}), r"norm.bias has shape \(5,\)"),
+    (lambda t: t.update({"vit.embeddings.cls_token": torch.tensor(1.)}),
+     r"cls_token has shape \(\)"),
+    (lambda t: t.update({"vit.embeddings.position_embeddings": torch.zeros(1, 0)}),
+     r"position has shape \(1, 0\)"),
 ])
 def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
     folder = published_vit(tmp_path / "m", "vit")
