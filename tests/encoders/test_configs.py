@@ -112,7 +112,7 @@ def test_keys_that_change_nothing_are_read(tmp_path, kind):
     rewrite(folder / "config.json", hidden_dropout_prob=0.1, drop_path_rate=0.2, pad_token_id=7,
             _name_or_path="x", architectures=["Other"], id2label={"0": "a"}, torch_dtype="float16",
             transformers_version="4.9", initializer_range=0.02, max_length=20, unknown=None,
-            another=[], is_decoder=False, embedding_size=width)
+            another=[], is_decoder=False, embedding_size=width, head_dim=width // 3)
     now = encoders.load(folder).state_dict()
     assert all(torch.equal(now[k], v) for k, v in want.items())
 
@@ -261,7 +261,7 @@ def test_a_command_says_it_in_one_line(command, tmp_path):
 
 @pytest.mark.parametrize("entries, rows, read", [
     (15, 15, True), (14, 15, False), (16, 15, False), (15, 16, True), (15, 24, True),
-    (15, 136, True), (15, 144, False), (15, 20, False)])
+    (15, 136, True), (15, 144, False), (15, 20, False), (17, 16, False)])
 def test_a_vocabulary_is_as_long_as_its_table_or_the_table_is_padded(tmp_path, entries, rows, read):
     """Padded to a multiple of 8, by less than 128."""
     folder = published_bert(tmp_path / "m")
@@ -270,7 +270,7 @@ def test_a_vocabulary_is_as_long_as_its_table_or_the_table_is_padded(tmp_path, e
     tensors[name] = torch.randn(rows, 12)
     safetensors.write(tensors, folder / "model.safetensors")
     rewrite(folder / "config.json", vocab_size=rows)
-    (folder / "vocab.txt").write_text("\n".join([*WORDS, "k"][:entries]) + "\n")
+    (folder / "vocab.txt").write_text("\n".join([*WORDS, "k", "l"][:entries]) + "\n")
     if read:
         assert encoders.load(folder).encode(["a"]).tolist() == [[2, 5, 3]]
     else:

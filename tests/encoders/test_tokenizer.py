@@ -136,7 +136,10 @@ def test_folders(tmp_path):
 
 @pytest.mark.parametrize("config", ['{"do_lower_case": "false"}', '{"strip_accents": false}',
                                     '{"tokenize_chinese_chars": false}',
-                                    '{"do_lower_case": false, "strip_accents": true}'])
+                                    '{"do_lower_case": false, "strip_accents": true}',
+                                    '{"do_basic_tokenize": false}', '{"wordpieces_prefix": "@"}',
+                                    '{"word_tokenizer_type": "mecab"}', '{"do_lower_case": []}',
+                                    '{"subword_tokenizer_type": "character"}'])
 def test_settings_that_change_ids_are_refused(tmp_path, config):
     with pytest.raises(BadInput, match="makes other ids than we do"):
         WordPiece.read(write(tmp_path, config=config))
