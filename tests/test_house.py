@@ -28,8 +28,8 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
     ("analysis.match", "exchange"): "the matched encoder is written as others read it"}
 OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/pictures.py",
             "peft": "bench/peft_library.py"}
-LIMITS = {"train": (16, 2200), "eval": (22, 3000)}      # files and lines that an import reaches
-ALL_LINES = 10600
+LIMITS = {"train": (15, 2000), "eval": (21, 2800)}      # files and lines that an import reaches
+ALL_LINES = 10800
 
 
 def name_of(path):
