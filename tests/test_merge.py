@@ -411,18 +411,30 @@ def test_tall_masks_and_consensus_by_hand():
     assert merged.tolist() == [0, -8, 5, 0]
 
 
-@pytest.mark.parametrize("name, keywords, told", [
-    ("ties", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
-    ("ties", dict(density=1.5), r"density 1.5 is outside \(0, 1\]"),
-    ("ties", dict(agg="median"), "unknown agg 'median'"),
-    ("dare", dict(drop=1.0), r"drop 1.0 is outside \[0, 1\)"),
-    ("breadcrumbs", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
-    ("iso_cts", dict(common=1.2), r"common 1.2 is outside"),
-    ("knots", dict(density=2.0), r"density 2.0 is outside"),
-])
-def test_shares_outside_their_range(name, keywords, told):
-    base, taus = problem()
-    refuses(told, RULES[name], base, taus, **keywords)
+SHARE = [0.01, 1.0], [0.0, 1.01]                                # (0, 1]
+REST = [0.0, 0.99], [-0.01, 1.0]                                # [0, 1)
+SOME = [1], [0]                                                 # at least 1
+LIMITS = [("ties", "density", *SHARE), ("knots", "density", *SHARE), ("twin", "keep", *SHARE),
+          ("breadcrumbs", "density", *SHARE), ("breadcrumbs", "gamma", *REST),
+          ("dare", "drop", *REST), ("iso_cts", "common", *SHARE),
+          ("adamerging_task_pp", "density", *SHARE), ("adamerging_task", "batch", *SOME),
+          ("fitted", "batch", *SOME), ("lorahub", "shots", *SOME), ("lorahub", "budget", *SOME),
+          ("fisher", "examples", *SOME), ("regmean", "examples", *SOME),
+          ("regmean_pp", "examples", *SOME), ("regmean", "shrink", [0.0, 1.0], [-0.01, 1.01]),
+          ("regmean_pp", "shrink", [0.0, 1.0], [-0.01, 1.01]), ("pleas", "ridge", [1e-9], [0.0])]
+
+
+@pytest.mark.parametrize("name, key, fit, misfit", LIMITS)
+def test_the_last_value_that_fits_and_the_first_that_does_not(name, key, fit, misfit):
+    base, taus = problem(count(name))
+    for value in fit:
+        call(name, base, taus, **{key: value})
+    for value in misfit:
+        refuses(str(value), call, name, base, taus, **{key: value})
+
+
+def test_an_unknown_aggregate_is_named():
+    refuses("unknown agg 'median'", RULES["ties"], ZERO, [A, B], agg="median")
 
 
 @pytest.mark.parametrize("name", sorted(SUMS))

@@ -105,6 +105,13 @@ def test_rank_bound_by_hand(name, hp, bound):
     assert make(name, (7, 5, True), **hp).rank_bound() == bound
 
 
+def test_l_lora_away_from_zero_has_twice_the_rank():
+    """B A0 + B0 (A - A0), two products of rank r = 2."""
+    layer = perturb(make("l_lora", (7, 5, True)))
+    layer.B0.copy_(torch.eye(5, 2))
+    assert torch.linalg.matrix_rank(layer.delta_weight()) == layer.rank_bound() == 4
+
+
 LIMITS = [                                    # a layer of 9 inputs and 7 outputs, 50 steps
     ("lora", "rank", [1, 7], [0, 8], {}),
     ("spectral_a", "rank", [1, 7], [0, 8], {}),
