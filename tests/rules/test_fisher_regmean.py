@@ -5,7 +5,7 @@ import torch
 
 from merge import RULES
 from rules import fisher
-from rules.regmean import shrunk
+from rules.regmean import grams, shrunk
 from support import close
 
 f64 = torch.float64
@@ -119,6 +119,14 @@ def test_regmean_is_least_squares_on_the_stacked_examples():
     close(regmean(W, X, shrink=1.0), fit, atol=1e-5, rtol=0)
     close(regmean([W[0], W[0]], X), W[0], atol=1e-5, rtol=0)
     close(regmean(W, [X[0], X[0]]), sum(W) / 2, atol=1e-5, rtol=0)
+
+
+def test_gram_is_the_mean_square_over_all_chunks():
+    """99 rows of (1, 0) and one of (0, 2), in chunks of 64 and 36."""
+    X = tensor([[1.0, 0]] * 99 + [[0.0, 2]])
+    G = grams(lambda params, x: {"w": x, "other": x}, {}, X, {"w"})
+    assert G.keys() == {"w"} and G["w"].dtype == f64
+    close(G["w"], tensor([[0.99, 0], [0, 0.04]]))
 
 
 def test_regmean_uses_only_the_first_examples():

@@ -67,6 +67,14 @@ def test_tsv_directions_become_orthonormal():
     close((P * u).sum(0), torch.full((2,), torch.pi / 12, dtype=torch.float64).cos())
 
 
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+def test_noise_is_measured_against_the_largest_singular_value(scale):
+    """1 and 2e-6 are directions, 5e-7 is none, whatever the unit."""
+    U, S, V = spectra.spectrum(scale * diagonal(1, 2e-6, 5e-7))
+    assert U.shape == V.shape == (3, 2)
+    close(S / scale, torch.tensor([1, 2e-6], dtype=torch.float64))
+
+
 def test_iso_c_by_hand_and_its_nuclear_norm():
     close(merged("iso_c", diagonal(3, 0), diagonal(0, 1)), diagonal(2, 2))
     a, b = low_rank(6, 0), low_rank(6, 1)
