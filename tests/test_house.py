@@ -29,7 +29,7 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
 OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/readers.py",
             "peft": "bench/peft_library.py"}
 LIMITS = {"train": (16, 2200), "eval": (22, 3000)}      # files and lines that an import reaches
-ALL_LINES = 10200
+ALL_LINES = 10400
 
 
 def name_of(path):
