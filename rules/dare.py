@@ -12,17 +12,19 @@ after it does not: a task may win a sign only because its rival was dropped.
 import torch
 
 from errors import BadInput
-from merge import rule, task_arithmetic, ties
+from merge import rule, ties
 
 
-def thinned(taus, drop, seed):
-    """m_t tau_t / (1 - p) of every task, one by one; each task draws its own mask."""
+def source(drop, seed):
+    """What the masks are drawn from, one after the other: every task has its own."""
     if not 0 <= drop < 1:
         raise BadInput(f"drop {drop} is outside [0, 1)")
-    generator = torch.Generator().manual_seed(seed)
-    for tau in taus:
-        yield {k: (torch.rand(v.shape, generator=generator) >= drop).to(v.device) * v / (1 - drop)
-               for k, v in tau.items()}
+    return torch.Generator().manual_seed(seed)
+
+
+def kept(v, drop, generator):
+    """m like v, true with probability 1 - drop."""
+    return (torch.rand(v.shape, generator=generator) >= drop).to(v.device)
 
 
 @rule()
@@ -32,7 +34,12 @@ def dare(base, taus, *, drop=0.5, lam=0.3, seed=0):
     drop   p in [0, 1), the share of entries that are dropped at random. A large tau, from full
            fine-tuning, does not survive p = 0.9.
     """
-    return task_arithmetic(base, thinned(taus, drop, seed), lam=lam)
+    generator = source(drop, seed)
+    merged = {k: v.clone() for k, v in base.items()}
+    for tau in taus:
+        for k, v in tau.items():
+            merged[k].add_(kept(v, drop, generator) * v, alpha=lam / (1 - drop))
+    return merged
 
 
 @rule()
@@ -41,4 +48,7 @@ def dare_ties(base, taus, *, drop=0.5, density=1.0, agg="mean", lam=1.0, seed=0)
 
     density, agg   of `ties`; 1 elects and fuses without a trim by magnitude
     """
-    return ties(base, thinned(taus, drop, seed), density=density, agg=agg, lam=lam)
+    generator = source(drop, seed)
+    thinned = [{k: kept(v, drop, generator) * v / (1 - drop) for k, v in tau.items()}
+               for tau in taus]
+    return ties(base, thinned, density=density, agg=agg, lam=lam)
