@@ -13,7 +13,7 @@ Two readings, for every adapter:
             f_lin(p0 + t1 + t2) - f(p0) = [f_lin(p0 + t1) - f(p0)] + [f_lin(p0 + t2) - f(p0)].
             It is no edit of the weights: merge its parameters (adapter space).
     layer   f is one adapter layer: the paper's released code. The network between the layers stays
-            non-linear, so outputs do not add. Every layer still has a `delta_weight()`.
+            non-linear, so outputs do not add. What has a `delta_weight()` still has one.
 
 LinearizedModel and LinearizedLayer are these two by definition. The same, faster: DualModel, with
 dual numbers by hand, and LAYER_FORMS, adapters whose layer expansion has a closed form.
@@ -35,8 +35,8 @@ from lora import Adapter, adapters, trainable
 
 READINGS = ("off", "layer", "model")
 
-# adapter -> the adapter that is its layer expansion in closed form; full and bitfit are linear
-LAYER_FORMS = {"lora": "l_lora", "full": "full", "bitfit": "bitfit"}
+# adapter -> the adapter that is its layer expansion in closed form; the others are linear
+LAYER_FORMS = {"lora": "l_lora", "full": "full", "bitfit": "bitfit", "ia3": "ia3"}
 # adapters that change their layer by s B A and a constant: their tangent has a closed form
 LOW_RANK = ("lora", "lora_fa", "lora_plus", "rslora", "pissa", "milora", "olora")
 
@@ -214,7 +214,7 @@ class LinearizedLayer(Adapter):
         type(layers[0].inner).after_step([layer.inner for layer in layers], step, total_steps)
 
 
-def adapt(encoder, adapter, reading=None, targets="all", *, generator=None, quantizer=None, **hp):
+def adapt(encoder, adapter, reading=None, targets=None, *, generator=None, quantizer=None, **hp):
     """Inject an adapter and apply a reading; returns the model to train and the layers' names.
 
     reading   "off", "layer" or "model"; None is the adapter's own
@@ -230,7 +230,9 @@ def adapt(encoder, adapter, reading=None, targets="all", *, generator=None, quan
     if reading == "layer" and not closed:
         for layer in layers:
             encoder.set_submodule(layer, LinearizedLayer(encoder.get_submodule(layer)))
-    return (DualModel(encoder) if reading == "model" else encoder), layers
+    if reading == "model":                     # a DualLayer differentiates delta_weight
+        return (DualModel if lora.find(name).weight_edit else LinearizedModel)(encoder), layers
+    return encoder, layers
 
 
 def encoder_of(model):

@@ -36,6 +36,8 @@ class Adapter(nn.Module):
 
     lr = {"off": 6e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
     linearize = "off"                                  # the linearization without --linearize
+    targets = "all"                                    # the layers without --targets
+    weight_edit = True                                 # False: there is no delta_weight
     share = before_training = after_backward = after_step = classmethod(lambda cls, *args: None)
 
     def __init__(self, base):
@@ -183,10 +185,10 @@ def matching(model, targets) -> list[str]:
     return [n for n in linears if f".{n}".endswith(tuple(ends))]
 
 
-def inject(model, name, targets="all", *, generator=None, quantizer=None, **hp) -> list[str]:
+def inject(model, name, targets=None, *, generator=None, quantizer=None, **hp) -> list[str]:
     """Freeze `model`, put adapter `name` on its matching nn.Linear layers; return their names.
 
-    targets    see `matching`; one that matches no layer is an error
+    targets    see `matching`; one that matches no layer is an error. None is the adapter's own
     generator  source of the random initialisation, drawn layer by layer in model order
     quantizer  None, or what stores a frozen nn.Linear in few bits: encoders.nf4.QuantLinear
     hp         keyword arguments of the adapter's constructor
@@ -197,7 +199,7 @@ def inject(model, name, targets="all", *, generator=None, quantizer=None, **hp) 
             raise unknown(f"key for adapter {name}", key, hyperparameters(cls) or ["(none)"])
     if adapters(model):
         raise BadInput("the model has adapters already: inject into a fresh encoder")
-    names = matching(model, targets)
+    names = matching(model, cls.targets if targets is None else targets)
     model.requires_grad_(False)
     draws = "generator" in inspect.signature(cls).parameters
     make = partial(cls.quantized, quantizer=quantizer) if quantizer else cls

@@ -168,7 +168,7 @@ def arguments():
     add("--size", type=int, help="pixels, or most tokens of a text (default: the model's)")
     add("--random-weights", action="store_true", help="forget the pretraining, as a control")
     add("--head", choices=HEADS, help="default: prototypes for images, probe for texts")
-    add("--targets", default="all", help="ends of layer names such as q,v (default: every linear)")
+    add("--targets", help="ends of layer names such as q,v, or all (default: the adapter's own)")
     add("--rank", type=int), add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
     add("--init", metavar="FOLDER", type=os.path.abspath, help="start from a LoRA saved by PEFT")
@@ -203,7 +203,8 @@ def resolve(args):
     path = encoders.find(args.model) == Path(args.model)         # and not a name
     filled_in = vars(args) | {"hp": hp, "linearize": reading, "head": head, "lr": rate,
                               "model": os.path.abspath(args.model) if path else args.model,
-                              "device": cli.device(args.device)}
+                              "device": cli.device(args.device),
+                              "targets": cls.targets if args.targets is None else args.targets}
     return {key: filled_in[key] for key in SETTINGS}
 
 

@@ -21,7 +21,7 @@ from encoders import names, safetensors
 from encoders.heads import HEADS
 from encoders.safetensors import replacing
 from errors import BadInput
-from experiment import cli, run_folder
+from experiment import cli, run_folder, spaces
 from experiment.run_folder import write_json
 
 # our layer -> module in a block: in memory (transformers 5), and in files
@@ -158,9 +158,10 @@ def new_folder(out):
 
 def check_merged(group):
     """BadInput unless what a group of runs is merged into can be written; before merging."""
-    if any(run["setting"]["linearize"] == "model" for run in group):
-        raise lora.NotMergeable("a model linearized as a whole is not an edit of the weights: "
-                                "export runs of --linearize off or layer")
+    for run in group:
+        if spaces.default([run]) == "adapter":
+            raise lora.NotMergeable(f"{run_folder.method(run['setting'])} is not an edit of the "
+                                    "weights, and its merged model no encoder of transformers")
     type_of(run_folder.base_encoder(group[0]))
 
 

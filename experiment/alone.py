@@ -25,7 +25,7 @@ def own_tasks(runs, device, limit):
 def partners(run):
     """The command that trains what a single run can be merged with: the same model and adapter."""
     s, cls = run["setting"], lora.find(run["setting"]["adapter"])
-    given = {"model": "vit", "size": None, "linearize": cls.linearize, "targets": "all",
+    given = {"model": "vit", "size": None, "linearize": cls.linearize, "targets": cls.targets,
              "quantize": None, "seed": 0}
     words = ["--adapter", s["adapter"]] + ["--random-weights"] * s["random_weights"]
     for key, default in given.items():

@@ -41,8 +41,10 @@ class Space(NamedTuple):
 
 
 def default(group):
-    """adapter for runs linearized as a whole, else weight."""
-    return "adapter" if group[0]["setting"]["linearize"] == "model" else "weight"
+    """weight; adapter for what is no edit of the weights."""
+    s = group[0]["setting"]
+    edits = s["linearize"] != "model" and lora.find(s["adapter"]).weight_edit
+    return "weight" if edits else "adapter"
 
 
 def vectors(group, space, device="cpu"):
@@ -74,9 +76,10 @@ def check(group, space):
         if origin(run) != origin(first):
             raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
                            "task vectors only add up around the same point")
-        if (run["setting"]["linearize"] == "model") != (first["setting"]["linearize"] == "model"):
-            raise BadInput(f"{pair}: one is linearized as a whole model, the other is not; "
-                           "merge runs of the same --linearize")
+        if default([run]) != default([first]):
+            methods = (run_folder.method(r["setting"]) for r in (first, run))
+            raise BadInput(f"{pair}: one is an edit of the weights and one is not, "
+                           f"{' and '.join(methods)}: merge runs of one kind")
         if space == "weight":                       # a layer that a run leaves alone has tau = 0
             continue
         if run["layers"] != first["layers"]:
@@ -92,13 +95,13 @@ def check(group, space):
             if not torch.equal(v, theirs[k]):
                 raise BadInput(f"{pair} start from different {k}: "
                                "train with the same --seed, or merge with --space weight")
+    if space == "weight" and default(group) == "adapter":
+        raise lora.NotMergeable(f"{run_folder.method(first['setting'])} is not an edit of the "
+                                "weights: merge it with --space adapter")
 
 
 def weight_space(group, encoder):
     """Dense deltas of every adapted layer; a bias only some runs train is zero in the others."""
-    if default(group) == "adapter":
-        raise lora.NotMergeable("a model linearized as a whole is not an edit of the weights: "
-                                "merge it with --space adapter")
     taus = []
     for run in group:
         model = run_folder.rebuild(run, copy.deepcopy(encoder))

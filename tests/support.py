@@ -26,8 +26,9 @@ TINY_TEXT = {"vocab": len(WORDS), "positions": 64, "types": 2, "width": 16, "dep
              "hidden": 24}
 close = torch.testing.assert_close
 QUICK = ["--steps", 6, "--limit", 40, "--batch", 16]
-SPECIAL_WORDS = {"lora_dash": ["--set", "launch=2"],           # flags that fit six steps
-                 "rosa": ["--set", "warmup=3", "--set", "collect=2"]}
+SPECIAL_WORDS = {"lora_dash": ["--set", "launch=2"],      # flags that fit six steps and width 16
+                 "rosa": ["--set", "warmup=3", "--set", "collect=2"],
+                 "oft": ["--set", "block=8"]}
 
 
 def refuses(told, function, *arguments, **keywords):
@@ -86,9 +87,13 @@ SPECIAL = {"bat": {"rank": 1},                 # the only rank that divides thes
            "adalora": {"target": 1},
            "spa": {"density": 0.2},
            "rosa": {"density": 0.2, "warmup": 1, "collect": 1},
-           "lora_dash": {"directions": 2, "launch": 1}}
+           "lora_dash": {"directions": 2, "launch": 1},
+           "oft": {"block": 0},                # all inputs: no other block divides 7, 4 and 9
+           "bottleneck": {"bottleneck": 3}}
 NEEDS_BIAS = {"bitfit"}
 every_adapter = pytest.mark.parametrize("name", sorted(ADAPTERS))
+every_weight_edit = pytest.mark.parametrize(
+    "name", [name for name in sorted(ADAPTERS) if ADAPTERS[name].weight_edit])
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
@@ -105,7 +110,8 @@ def make(name, shape, seed=0, **hp):
     if name in NEEDS_BIAS and not bias:
         pytest.skip(f"{name} needs a bias")
     model = nn.Sequential(nn.Linear(in_features, out_features, bias).double())
-    lora.inject(model, name, generator=torch.Generator().manual_seed(5), **small(name) | hp)
+    lora.inject(model, name, "all", generator=torch.Generator().manual_seed(5),
+                **small(name) | hp)
     return model[0]
 
 

@@ -10,8 +10,9 @@ import lora
 from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encoder_of, snapshot,
                        taylor, undecayed)
 from lora import ADAPTERS, NotMergeable
-from support import (SHAPES, adapted, close, displacement, every_adapter, inputs, make, moved,
-                     perturb, placed, refuses, small, sums_and_differences, train_steps)
+from support import (SHAPES, adapted, close, displacement, every_adapter, every_weight_edit,
+                     inputs, make, moved, perturb, placed, refuses, small, sums_and_differences,
+                     train_steps)
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
@@ -84,7 +85,7 @@ def test_closed_form_has_the_gradient_of_the_jvp():
     assert closed.A.grad.abs().max() > 1e-3                  # with B0 != 0 A is alive
 
 
-@every_adapter
+@every_weight_edit
 def test_layer_taylor_forward_is_its_dense_edit(name):
     layer = LinearizedLayer(moved(name, (7, 5, True)))
     perturb(layer, seed=4)

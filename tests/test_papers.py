@@ -192,6 +192,59 @@ def test_bitfit():
     assert adapter(t([1.0, 1])).tolist() == [10] and not adapter.delta_weight().any()
 
 
+def test_ia3_by_hand():
+    """Outputs: W0 = [[1, 2], [3, 4]], b0 = (1, -1), x = (1, 1) -> (4, 6); l = (2, 1/2) -> (8, 3).
+    Inputs, where there are more of them: W0 = (1, 2), b0 = 3, l = (2, 1/2): 2 + 1 + 3 = 6."""
+    adapter = put(ADAPTERS["ia3"](layer([[1.0, 2], [3, 4]], [1.0, -1])), v=[1.0, -0.5])
+    assert adapter.delta_weight().tolist() == [[1, 2], [-1.5, -2]]
+    assert adapter.delta_bias().tolist() == [1, 0.5] and adapter(t([1.0, 1])).tolist() == [8, 3]
+    adapter = put(ADAPTERS["ia3"](layer([[1.0, 2]], [3.0])), v=[1.0, -0.5])
+    assert adapter.delta_weight().tolist() == [[1, -1]] and adapter.delta_bias() is None
+    assert adapter(t([1.0, 1])).tolist() == [6]
+
+
+def test_loha_by_hand():
+    """B1 A1 = (1, 2)^T (1, 3) = [[1, 3], [2, 6]], B2 A2 = (2, 1)^T (1, -1) = [[2, -2], [1, -1]];
+    entry by entry [[2, -6], [2, -6]], and s = 3 / 1."""
+    adapter = put(ADAPTERS["loha"](layer([[0.0, 0], [0, 0]]), rank=1, alpha=3.0),
+                  B1=[[1.0], [2]], A1=[[1.0, 3]], B2=[[2.0], [1]], A2=[[1.0, -1]])
+    assert adapter.delta_weight().tolist() == [[6, -18], [6, -18]]
+
+
+def test_lokr_by_hand():
+    """kron((1, 2), (3, 4)^T) = [[3, 6], [4, 8]], x = (1, 1) -> (9, 12); s = 1 for a full D.
+    A product D = (1, 2, 0)^T (1, 1, 3), a prime 3 = 1 * 3 and C = 2, s = 3 / 1."""
+    adapter = put(ADAPTERS["lokr"](layer([[0.0, 0], [0, 0]]), rank=1, alpha=3.0),
+                  C=[[1.0, 2]], D=[[3.0], [4]])
+    assert adapter.delta_weight().tolist() == [[3, 6], [4, 8]]
+    assert adapter(t([1.0, 1])).tolist() == [9, 12]
+    adapter = put(ADAPTERS["lokr"](layer([[0.0] * 3] * 3), rank=1, alpha=3.0),
+                  C=[[2.0]], D1=[[1.0], [2], [0]], D2=[[1.0, 1, 3]])
+    assert adapter.delta_weight().tolist() == [[6, 6, 18], [12, 12, 36], [0, 0, 0]]
+
+
+def test_oft_by_hand():
+    """q = 1/2: cos = (1 - 1/4) / (1 + 1/4) = .6, sin = 1 / (1 + 1/4) = .8, so
+    R = [[.6, -.8], [.8, .6]]. W0 = [[3, 4], [1, 0]] -> W0 R^T = [[-1.4, 4.8], [.6, .8]], with the
+    norms 5 and 1 and the product 3 as before.
+    q = 1 is a quarter turn, R = [[0, -1], [1, 0]]."""
+    W0 = [[3.0, 4], [1, 0]]
+    adapter = put(ADAPTERS["oft"](layer(W0), block=2), q=[[0.5]])
+    close(t(W0) + adapter.delta_weight(), t([[-1.4, 4.8], [0.6, 0.8]]))
+    close(adapter(t([1.0, 0])), t([-1.4, 0.6]))
+    close(put(adapter, q=[[1.0]])(t([0.0, 1])), t([3.0, 1]))
+
+
+def test_bottleneck_by_hand():
+    """D = (1, 1), U = (1/2, -1/2)^T and a ReLU behind the identity: h = (1, -2) has D h = -1 and
+    stays; h = (3, 1) has D h = 4, y = (3 + 2, 1 - 2). d = 2 and u = (0, 1): 6, y = (6, -1)."""
+    adapter = put(ADAPTERS["bottleneck"](layer([[1.0, 0], [0, 1]]), bottleneck=1),
+                  D=[[1.0, 1]], U=[[0.5], [-0.5]])
+    adapter.activation = torch.relu
+    assert adapter(t([[1.0, -2], [3, 1]])).tolist() == [[1, -2], [5, -1]]
+    assert put(adapter, d=[2.0], u=[0.0, 1])(t([3.0, 1])).tolist() == [6, -1]
+
+
 def test_model_soup_and_task_arithmetic():
     """theta_0 = 1, tau = 2 and 6: average 1 + 8/2 = 5, arithmetic at lam = .25: 1 + .25 * 8 = 3."""
     base, taus = {"w": t([1.0])}, [{"w": t([2.0])}, {"w": t([6.0])}]

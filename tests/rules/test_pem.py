@@ -57,5 +57,8 @@ def test_pem_rejects(taus, signs, told):
 
 
 def test_pem_needs_a_factor_to_flip():
+    """Only where a sign is -1; without, it is a sum, of any adapters."""
+    tensors = {"q.weight": t(1.0), "B": t(1.0)}
     with pytest.raises(BadInput, match=r"no name ends in .B"):
-        pem({"q.weight": t(1.0), "B": t(1.0)}, [{"q.weight": t(1.0), "B": t(1.0)}])
+        pem(tensors, [tensors], signs=[-1])
+    assert pem(tensors, [tensors])["B"] == 2
