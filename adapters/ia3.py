@@ -2,9 +2,9 @@
 
     outputs   y = l * (x W0^T + b0)      W_eff = diag(l) W0,   b_eff = l * b0
     inputs    y = (l * x) W0^T + b0      W_eff = W0 diag(l)
-    l = 1 + v,   v starts at 0
+    l = 1 + v,   v starts at 0           delta = W0 * v either way: v is a column or a row
 
-Shapes   W0 (out, in), b0 (out,) frozen · v, l (out,) or (in,)       trainable max(in, out)
+Shapes   W0 (out, in), b0 (out,) frozen · v (out, 1) or (1, in)      trainable max(in, out)
 Differs  the shape chooses the side: a layer with more inputs than outputs scales its inputs, any
          other its outputs. On k, v and fc2 that is the paper's choice.
          v is trained and not l: weight decay pulls to the identity, and v is the task vector.
@@ -26,17 +26,20 @@ class IA3(Adapter):
 
     def __init__(self, base):
         super().__init__(base)
-        self.inputs = base.in_features > base.out_features
-        self.v = nn.Parameter(base.weight.new_zeros(max(base.weight.shape)))
+        out_features, in_features = base.weight.shape
+        self.inputs = in_features > out_features
+        shape = (1, in_features) if self.inputs else (out_features, 1)
+        self.v = nn.Parameter(base.weight.new_zeros(shape))
 
     def delta_weight(self):
-        return self.base.weight * (self.v if self.inputs else self.v[:, None])
+        return self.base.weight * self.v
 
     def delta_bias(self):
-        return None if self.inputs or self.base.bias is None else self.v * self.base.bias
+        bias = self.base.bias
+        return None if self.inputs or bias is None else self.v.flatten() * bias
 
     def forward(self, x):
-        scale = 1 + self.v
+        scale = 1 + self.v.flatten()
         return self.base(scale * x) if self.inputs else scale * self.base(x)
 
     def trainable_count(self):

@@ -195,10 +195,10 @@ def test_bitfit():
 def test_ia3_by_hand():
     """Outputs: W0 = [[1, 2], [3, 4]], b0 = (1, -1), x = (1, 1) -> (4, 6); l = (2, 1/2) -> (8, 3).
     Inputs, where there are more of them: W0 = (1, 2), b0 = 3, l = (2, 1/2): 2 + 1 + 3 = 6."""
-    adapter = put(ADAPTERS["ia3"](layer([[1.0, 2], [3, 4]], [1.0, -1])), v=[1.0, -0.5])
+    adapter = put(ADAPTERS["ia3"](layer([[1.0, 2], [3, 4]], [1.0, -1])), v=[[1.0], [-0.5]])
     assert adapter.delta_weight().tolist() == [[1, 2], [-1.5, -2]]
     assert adapter.delta_bias().tolist() == [1, 0.5] and adapter(t([1.0, 1])).tolist() == [8, 3]
-    adapter = put(ADAPTERS["ia3"](layer([[1.0, 2]], [3.0])), v=[1.0, -0.5])
+    adapter = put(ADAPTERS["ia3"](layer([[1.0, 2]], [3.0])), v=[[1.0, -0.5]])
     assert adapter.delta_weight().tolist() == [[1, -1]] and adapter.delta_bias() is None
     assert adapter(t([1.0, 1])).tolist() == [6]
 
