@@ -230,9 +230,8 @@ def adapt(encoder, adapter, reading=None, targets=None, *, generator=None, quant
     if reading == "layer" and not closed:
         for layer in layers:
             encoder.set_submodule(layer, LinearizedLayer(encoder.get_submodule(layer)))
-    if reading == "model":                     # a DualLayer differentiates delta_weight
-        return (DualModel if lora.find(name).weight_edit else LinearizedModel)(encoder), layers
-    return encoder, layers
+    whole = DualModel if lora.find(name).weight_edit else LinearizedModel
+    return (whole(encoder) if reading == "model" else encoder), layers
 
 
 def encoder_of(model):

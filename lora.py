@@ -35,8 +35,7 @@ class Adapter(nn.Module):
     """
 
     lr = {"off": 6e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
-    linearize = "off"                                  # the linearization without --linearize
-    targets = "all"                                    # the layers without --targets
+    linearize, targets = "off", "all"                  # without --linearize and --targets
     weight_edit = True                                 # False: there is no delta_weight
     share = before_training = after_backward = after_step = classmethod(lambda cls, *args: None)
 
@@ -122,11 +121,10 @@ def plus(y, s, u, B):
 
 def check_rank(base, rank):
     """Raise BadInput unless 1 <= rank <= min(in, out) of the layer."""
-    out_features, in_features = base.weight.shape
-    if not 1 <= rank <= min(in_features, out_features):
-        raise BadInput(f"rank {rank} does not fit a layer of {in_features} inputs and "
-                       f"{out_features} outputs: "
-                       f"choose --rank between 1 and {min(in_features, out_features)}")
+    most = min(base.weight.shape)
+    if not 1 <= rank <= most:
+        raise BadInput(f"rank {rank} does not fit a layer of {base.in_features} inputs and "
+                       f"{base.out_features} outputs: choose --rank between 1 and {most}")
 
 
 def trainable(module) -> dict[str, nn.Parameter]:

@@ -11,6 +11,7 @@
     lora, l_lora, layer reading        A0          B            r     (B0 = 0)
     pissa, milora, olora               [A; A0]     [B, -B0]     2r    delta = s (B A - B0 A0)
     adalora                            Q           P diag(e)    r
+    ia3, loha, lokr, oft               are no LoRA: peft_forms.py
 
 The rest of a run stands beside them: run.json (settings and results), run.safetensors (values
 before training, buffers) and heads.safetensors (TASK/NAME). base/ holds the encoder, unless the run
@@ -31,24 +32,25 @@ import encoders
 from encoders import configs, safetensors
 from encoders.heads import HEADS
 from errors import BadInput, read_json
-from exchange import huggingface
+from exchange import huggingface, peft_forms
 from experiment import run_folder
 
-KEY = re.compile(r"base_model\.model\.(.+)\.(lora_[AB]\.weight|lora_magnitude_vector)")
+KEY = re.compile(r"base_model\.model\.(.+)\.(lora_[AB]\.weight|lora_magnitude_vector|"
+                 rf"{peft_forms.KEY})")
 A, B, M = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
 FORMS = {"lora": "plain", "rslora": "plain", "lora_plus": "plain", "lora_fa": "plain",
-         "dora": "plain", "pissa": "pair", "milora": "pair", "olora": "pair", "adalora": "product"}
+         "dora": "plain", "pissa": "pair", "milora": "pair", "olora": "pair", "adalora": "product",
+         **{adapter: adapter for adapter in peft_forms.SAME}}
 # what a LoRA of PEFT may have and ours has not -> the value that means it is not used
 UNUSED = {"bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
           "lora_bias": False, "layer_replication": None, "target_parameters": None,
           "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None}
-READ = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", *UNUSED)
 # which layers there are, the tensors say; the others matter only in training or say where from
 HARMLESS = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
             "inference_mode", "target_modules", "exclude_modules", "layers_to_transform",
             "layers_pattern", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config",
             "corda_config", "lora_ga_config", "velora_config", "megatron_core", "runtime_config",
-            "qalora_group_size", "ensure_weight_tying"}
+            "qalora_group_size", "ensure_weight_tying", *peft_forms.HARMLESS}
 STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also change the base
 ABOUT = ("setting", "layers", "base", "torch", "result")       # of a run, in run.json
 PARTS = {"setting": {"task", "adapter", "hp", "linearize", "quantize", "model", "size", "dtype",
@@ -65,16 +67,19 @@ def form(setting):
     adapter, reading = setting["adapter"], setting["linearize"]
     forms = {"off": FORMS, "layer": {"lora": "expanded", "l_lora": "expanded"}}.get(reading, {})
     if adapter in forms and not setting["quantize"]:
+        peft_forms.check(adapter, setting["hp"])
         return forms[adapter]
     name = " ".join([adapter, *[f"--linearize {reading}"] * (reading != "off"),
                      *[f"--quantize {setting['quantize']}"] * bool(setting["quantize"])])
-    raise BadInput(f"{name} is no LoRA on the published weights: --export writes "
-                   f"{', '.join(FORMS)} and l_lora --linearize layer as adapters; of others "
-                   "--merge RULE --export FOLDER writes the merged encoder")
+    raise BadInput(f"{name} is nothing that PEFT has on the published weights: --export writes "
+                   f"{', '.join(FORMS)} and l_lora --linearize layer as adapters; of "
+                   "other edits of the weights --merge RULE --export FOLDER the merged encoder")
 
 
-def to_peft(form, t):
+def to_peft(form, t, hp):
     """The tensors of one layer under PEFT's names, from ours."""
+    if form in peft_forms.SAME:
+        return peft_forms.to_peft(form, t, hp)
     if form == "pair":
         return {A: torch.cat([t["A"], t["A0"]]), B: torch.cat([t["B"], -t["B0"]], 1)}
     if form == "product":
@@ -85,6 +90,8 @@ def to_peft(form, t):
 
 def from_peft(form, t):
     """Our tensors of one layer from PEFT's, as far as these determine them."""
+    if form in peft_forms.SAME:
+        return peft_forms.from_peft(form, t)
     if form == "pair":
         r = len(t[A]) // 2
         return {"A": t[A][:r], "A0": t[A][r:], "B": t[B][:, :r], "B0": -t[B][:, r:]}
@@ -97,26 +104,33 @@ def from_peft(form, t):
 def adapter_tensors(run, model_type):
     """adapter_model.safetensors of a run on an encoder of that type."""
     by_layer = huggingface.unflat(run["buffers"] | run["trained"], ".")
+    hp = run["setting"]["hp"]
     return {f"base_model.model.{huggingface.module_name(model_type, layer)}.{name}": tensor
             for layer in run["layers"]
-            for name, tensor in to_peft(form(run["setting"]), by_layer[layer]).items()}
+            for name, tensor in to_peft(form(run["setting"]), by_layer[layer], hp).items()}
 
 
 def adapter_config(run, model_type, base):
     """adapter_config.json of a run; `base` is the folder of its encoder."""
-    hp, cls = run["setting"]["hp"], huggingface.TYPES[model_type][0]
-    times = 2 if form(run["setting"]) == "pair" else 1
+    modules = {n: huggingface.module_name(model_type, n) for n in run["layers"]}
+    about = {"task_type": None, "base_model_name_or_path": base, "auto_mapping": {
+        "base_model_class": huggingface.TYPES[model_type][0],
+        "parent_library": f"transformers.models.{model_type}.modeling_{model_type}"},
+        "target_modules": [*modules.values()], "inference_mode": True}
+    return about | settings(run["setting"]) | peft_forms.sides(run.get("trained", {}), modules)
+
+
+def settings(setting):
+    """What adapter_config.json says of the method."""
+    adapter, hp = setting["adapter"], setting["hp"]
+    if adapter in peft_forms.SAME:
+        return peft_forms.settings(adapter, hp)
+    times = 2 if form(setting) == "pair" else 1
     alpha = (hp["alpha"] or hp["rank"]) * times                          # alpha / r stays the same
-    return {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base,
-            "auto_mapping": {
-                "base_model_class": cls,
-                "parent_library": f"transformers.models.{model_type}.modeling_{model_type}"},
-            "r": hp["rank"] * times, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-            "use_rslora": run["setting"]["adapter"] == "rslora",
-            "use_dora": run["setting"]["adapter"] == "dora",
-            "target_modules": [huggingface.module_name(model_type, n) for n in run["layers"]],
-            "lora_dropout": 0.0, "fan_in_fan_out": False, "init_lora_weights": True,
-            "inference_mode": True} | UNUSED
+    return {"peft_type": "LORA", "r": hp["rank"] * times,
+            "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "use_rslora": adapter == "rslora", "use_dora": adapter == "dora",
+            "lora_dropout": 0.0, "fan_in_fan_out": False, "init_lora_weights": True} | UNUSED
 
 
 def parse(tensors, layers, form, rank, source):
@@ -129,13 +143,14 @@ def parse(tensors, layers, form, rank, source):
             parts[layer][match[2]] = tensor
         else:
             unexpected.append(key)
-    lacking = [layer for layer, t in parts.items() if not {A, B} <= t.keys()]
+    pair = set() if form in peft_forms.SAME else {A, B}
+    lacking = [layer for layer, t in parts.items() if not t or not pair <= t.keys()]
     for problem, where in (("adapts what the run does not:", sorted(unexpected)),
-                           (f"has no {A} and {B} for", lacking)):
+                           (f"has no {A} and {B} for" if pair else "lacks", lacking)):
         if where:
             raise BadInput(f"{source} {problem} {', '.join(where[:5])}: "
                            "give --targets the layers of the folder")
-    for layer, t in parts.items():
+    for layer, t in parts.items() if pair else ():
         if t[A].ndim != 2 or t[B].ndim != 2 or {len(t[A]), t[B].shape[1]} != {rank}:
             raise BadInput(f"{source}: {layer} has {A} {tuple(t[A].shape)} and {B} "
                            f"{tuple(t[B].shape)}, its adapter_config.json says rank {rank}")
@@ -158,7 +173,7 @@ def write_adapter(run, out):
     model_type = huggingface.type_of(encoder)
     published, written = base_of(run["setting"], model_type), adapter_tensors(run, model_type)
     config = adapter_config(run, model_type, published or str(Path(out) / "base"))
-    back = parse(written, run["layers"], lora_form, config["r"], out)
+    back = parse(written, run["layers"], lora_form, config.get("r"), out)
     rest = {part: {n: t for n, t in run[part].items() if n not in back}
             for part in ("trained", "buffers")} | {"start": run["start"]}
     with huggingface.new_folder(out) as folder:
@@ -199,10 +214,11 @@ def load(folder):
             raise BadInput(f"{folder / 'run.json'}: its {part} lacks {', '.join(missing)}: export "
                            "the run again")
     model_type, names = run.pop("kind"), run.pop("trained")
-    want, file = adapter_config(run, model_type, None), folder / "adapter_config.json"
-    check_config(read_json(file, REMEDY), {k: want[k] for k in READ}, file)
+    want, file = settings(run["setting"]), folder / "adapter_config.json"
+    counts = {k: v for k, v in want.items() if k not in HARMLESS}
+    check_config(read_json(file, REMEDY), counts, file)
     tensors = read_tensors(folder / "adapter_model.safetensors")
-    factors = parse(tensors, run["layers"], form(run["setting"]), want["r"], folder)
+    factors = parse(tensors, run["layers"], form(run["setting"]), want.get("r"), folder)
     rest = huggingface.unflat(read_tensors(folder / "run.safetensors"))
     parts = {part: rest.get(part, {}) for part in ("start", "trained", "buffers")}
     for name, tensor in factors.items():
@@ -216,7 +232,8 @@ def load(folder):
         raise BadInput(f"{folder}: run.safetensors or heads.safetensors lacks tensors, or has "
                        "others than run.json names: export the run again")
     again = adapter_tensors(run, model_type)
-    if changed := [k for k in again if k not in tensors or not torch.equal(again[k], tensors[k])]:
+    if changed := [k for k in again | tensors if k not in again or k not in tensors or
+                   not torch.equal(again[k], tensors[k])]:
         raise BadInput(f"{folder}: {changed[0]} was changed since, and {run['setting']['adapter']} "
                        "cannot hold the change: export the run again")
     return run

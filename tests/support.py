@@ -217,6 +217,8 @@ def make_run(out, checkpoint, adapter, reading="off", targets="all", seed=1, tas
 
 def small_run(adapter):
     """A rank that is no default, and an alpha where one is given, for a layer of 16."""
+    if adapter in ("ia3", "oft"):
+        return {"block": 4} if adapter == "oft" else {}
     return {"rank": 3} | ({"target": 2} if adapter == "adalora" else {}) | (
         {"alpha": 5.0} if adapter != "olora" else {})
 

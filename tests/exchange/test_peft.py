@@ -110,6 +110,20 @@ def test_an_exported_adapter_computes_the_same(tmp_path, checkpoint, kind, adapt
                for k, t in run[part].items())
 
 
+def test_their_default_rotation_of_oft_is_nearly_the_inverse_of_the_exact_one():
+    """Why --export turns use_cayley_neumann off."""
+    q, turns = 0.05 * torch.randn(1, 6, generator=torch.Generator().manual_seed(0)), []
+    for flag in (False, True):
+        config = peft.OFTConfig(oft_block_size=4, target_modules=["0"], use_cayley_neumann=flag)
+        layer = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), config)
+        module = layer.base_model.model[0].oft_R["default"]
+        module.weight.data.copy_(q)
+        turns.append(module.get_weight().detach()[:4, :4])
+    exact, series = turns
+    torch.testing.assert_close(series, exact.T, atol=1e-3, rtol=0)
+    assert (series - exact).abs().max() > 0.05
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_written_encoder_computes_the_same(tmp_path, checkpoint, kind):
     encoder, folder = perturb(encoders.load(checkpoint(kind))), tmp_path / "out"
