@@ -75,6 +75,8 @@ def test_ia3_adds_in_both_spaces_alike_and_is_its_own_expansion(shape):
     expanded, x = LinearizedLayer(a), inputs(a)[0]                    # around v away from zero
     a.v.data = both.v.data
     close(expanded(x), both(x))
+    model, _ = adapt(nn.Sequential(nn.Linear(*shape)), "ia3", "layer", "all")
+    assert type(model[0]) is ADAPTERS["ia3"]
 
 
 # ---- LoHa ----------------------------------------------------------------------------------------
@@ -82,7 +84,7 @@ def test_ia3_adds_in_both_spaces_alike_and_is_its_own_expansion(shape):
 def test_loha_reaches_the_rank_r_squared():
     layer = perturb(make("loha", SHAPE, rank=3))
     assert rank(layer.delta_weight()) == layer.rank_bound() == 9
-    assert make("loha", SHAPE, rank=4).rank_bound() == 10
+    assert [make("loha", SHAPE, rank=r).rank_bound() for r in (2, 4)] == [4, 10]
 
 
 def test_loha_of_rank_one_is_a_lora():
@@ -127,6 +129,7 @@ def test_lokr_has_a_full_D_from_half_its_larger_side_on():
     assert shapes(full) == {"C": (2, 3), "D": (5, 4)}
     assert (product.scale, full.scale) == (4, 1)
     assert make("lokr", (16, 16, True), rank=2).full          # D (4, 4): 2 < 2 does not hold
+    assert not make("lokr", (7, 5, True), rank=3).full        # D (5, 7): 3 < 3.5 does
 
 
 @pytest.mark.parametrize("r", [2, 3])
@@ -137,6 +140,15 @@ def test_lokr_by_thin_products_is_the_kronecker_product(r):
     assert C.shape == (2, 2) and D.shape == (5, 6)
     x, _ = inputs(layer)
     close(layer(x) - layer.base(x), x @ torch.tensor(layer.scale * np.kron(C, D)).T)
+
+
+def test_uniform_starts_are_as_wide_as_one_over_root_of_the_columns():
+    """lokr: 10000 = 100 * 100 and 4 = 2 * 2, C (2, 100), and the other way D1 (100, 4)."""
+    wide, tall = nn.Linear(10_000, 4), nn.Linear(4, 10_000)
+    starts = [(ADAPTERS["lokr"](wide).C, 0.1), (ADAPTERS["lokr"](tall, rank=4).D1, 0.5),
+              (ADAPTERS["bottleneck"](tall, bottleneck=4).D, 0.01)]
+    for start, bound in starts:
+        assert 0.9 * bound < start.max() <= bound and -bound <= start.min() < -0.9 * bound
 
 
 def test_lokr_needs_a_rank():
@@ -263,6 +275,12 @@ def test_bottleneck_runs_merge_in_adapter_space(evaluate):
     assert "tsv merges in weight space only" in out
     code, out, err = evaluate("--analyze", "cosine,retention")
     assert code == 0 and "space adapter" in out, err
+
+
+def test_a_bottleneck_run_names_its_partners(trained, command):
+    out, = trained("--adapter", "bottleneck")
+    code, text, err = command(evaluation.main, out, "--limit", 20)
+    assert code == 0 and "--adapter bottleneck" in text and "--targets" not in text, err
 
 
 def test_what_a_bottleneck_has_no_weight_for(evaluate, trained, tmp_path):

@@ -74,6 +74,13 @@ def test_a_split_that_peft_makes_otherwise_is_refused(tmp_path, tiny):
     refuses("lokr with factor 8", peft_folder.write_adapter, run, tmp_path / "out")
 
 
+def test_all_inputs_in_one_block_is_one_block_for_peft():
+    """PEFT takes the number of blocks, r, or their size, and 0 for the other."""
+    for block, want in ((0, (1, 0)), (8, (0, 8))):
+        config = peft_forms.settings("oft", {"block": block})
+        assert (config["r"], config["oft_block_size"]) == want
+
+
 @pytest.mark.parametrize("adapter, key, value", [
     ("loha", "alpha", 4), ("loha", "r", 4), ("lokr", "decompose_both", True), ("oft", "coft", True),
     ("oft", "use_cayley_neumann", True), ("ia3", "peft_type", "LORA")])
