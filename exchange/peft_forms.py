@@ -25,9 +25,9 @@ KEY = r"ia3_l|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_R\.weight"
 
 def check(adapter, hp):
     """BadInput for settings that PEFT cannot have."""
-    if hp.get("factor"):
-        raise BadInput(f"PEFT splits other blocks than lokr with factor {hp['factor']}: --export "
-                       "writes runs of factor 0")
+    if adapter == "lokr" and (hp["factor"] or not hp["alpha"]):
+        raise BadInput(f"PEFT has no lokr with factor {hp['factor']} and alpha {hp['alpha']:g}: "
+                       "--export writes runs of factor 0 and an alpha above it")
 
 
 def to_peft(adapter, t, hp):

@@ -69,9 +69,10 @@ def test_the_files_of_other_methods_hold_their_change(exported, adapter):
     assert config.get("use_cayley_neumann", False) is False
 
 
-def test_a_split_that_peft_makes_otherwise_is_refused(tmp_path, tiny):
-    run = make_run(tmp_path / "run", tiny, "lokr", factor=8)
-    refuses("lokr with factor 8", peft_folder.write_adapter, run, tmp_path / "out")
+@pytest.mark.parametrize("hp", [{"factor": 8}, {"alpha": 0.0}], ids=str)
+def test_a_split_or_scale_that_peft_has_not_is_refused(tmp_path, tiny, hp):
+    run = make_run(tmp_path / "run", tiny, "lokr", **hp)
+    refuses("PEFT has no lokr with factor", peft_folder.write_adapter, run, tmp_path / "out")
 
 
 def test_all_inputs_in_one_block_is_one_block_for_peft():
