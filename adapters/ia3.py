@@ -21,7 +21,7 @@ from lora import Adapter, register
 class IA3(Adapter):
     """One factor per output, or per input where there are more inputs. No hyper-parameters."""
 
-    lr = {"off": 3e-2, "layer": 3e-2, "model": 3e-2}
+    lr = {"off": 0.3, "layer": 0.3, "model": 0.3}
     targets = "k,v,fc2"
 
     def __init__(self, base):
