@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from errors import BadInput, unknown
-from tasks import drawn
 
 SPLITS = {"train": (2000, 101), "val": (500, 102), "test": (1000, 103), "calib": (500, 104)}
 
@@ -25,6 +24,7 @@ SPLITS = {"train": (2000, 101), "val": (500, 102), "test": (1000, 103), "calib":
 def suite(kind):
     """The module of the generated tasks of "image" or "text"; its TASKS has their names."""
     if kind == "image":
+        from tasks import drawn
         return drawn
     from tasks import written
     return written
@@ -39,13 +39,13 @@ def about(task, folder=None):
     for kind in ("image", "text"):
         if task in suite(kind).TASKS:
             return kind, suite(kind).TASKS[task][1], None
-    raise unknown("task", task, [*drawn.TASKS, *suite("text").TASKS, "all",
+    raise unknown("task", task, [*suite("image").TASKS, *suite("text").TASKS, "all",
                                  "or any name with --data FOLDER"])
 
 
 def check(task, folder=None):
     """Raise BadInput unless `task` is generated, or `folder` holds a data set that can be read."""
-    if folder is not None and (task in drawn.TASKS or task in suite("text").TASKS):
+    if folder is not None and (task in suite("image").TASKS or task in suite("text").TASKS):
         raise BadInput(f"{task} is a generated task: leave out --data, or name the task otherwise")
     parts = about(task, folder)[2]
     if parts is not None and (n := len(parts["train"][1])) < 10:

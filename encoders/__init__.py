@@ -46,6 +46,9 @@ def settings(path):
         if model_type == "bert_encoder":
             from encoders.bert import BERT
             return BERT, config
+        if model_type == "gpt_decoder":
+            from encoders.gpt import GPT
+            return GPT, config
         from encoders import published
         return published.settings(model_type, config, path)
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
@@ -86,7 +89,7 @@ def load(name_or_folder, size=None, random_weights=False):
             model = cls(**config)
         except (TypeError, ValueError, RuntimeError) as error:
             raise BadInput(f"{path}: its config.json describes no model ({error})") from None
-    if model.kind == "text":
+    if model.kind != "image":
         model.read_vocabulary(path)
     file = path / "model.safetensors"
     if not file.exists():
