@@ -6,7 +6,7 @@
     test    reported once
 
 The generated tasks need no file. With `--data FOLDER` a task is one of the sets of published.py, or
-whatever the folder holds: test is the official test split, or the labelled `dev` where test labels
+what folders.py finds there: test is the official test split, or a labelled `dev` where test labels
 are secret; calib, and val where there is none, are a tenth of the training examples, at most 1000,
 in a fixed random order. The four splits are disjoint.
 """

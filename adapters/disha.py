@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from errors import BadInput
 from lora import Adapter, check_rank, register
 
 
@@ -33,7 +34,10 @@ class DiSHA(Adapter):
 
     def __init__(self, base, *, rank=8, columns=8):
         super().__init__(base)
-        check_rank(base, rank), check_rank(base, columns)
+        check_rank(base, rank)
+        if not 1 <= columns <= base.out_features:
+            raise BadInput(f"columns {columns} does not fit a layer of {base.out_features} "
+                           f"outputs: choose --set columns between 1 and {base.out_features}")
         self.D = nn.Parameter(base.weight.new_zeros(rank, columns))
 
     def groups(self):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from errors import BadInput
-from lora import LoRA, check_rank, register
+from lora import LoRA, register
 
 
 @register
@@ -33,7 +33,10 @@ class LoRADash(LoRA):
 
     def __init__(self, base, *, rank=8, alpha=16.0, directions=8, launch=100, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)
-        check_rank(base, directions)
+        most = min(base.weight.shape)
+        if not 1 <= directions <= most:
+            raise BadInput(f"directions {directions} does not fit a layer with {most} singular "
+                           f"values: choose --set directions between 1 and {most}")
         self.launch = launch
         self.c = nn.Parameter(base.weight.new_zeros(directions))
         self.register_buffer("U", base.weight.new_zeros(base.out_features, directions))

@@ -2,10 +2,10 @@
 
     ours        a folder with model.safetensors and config.json: "model_type", then the keywords of
                 the class; a text model has vocab.txt as well
-    published   Hugging Face's folders, timm's files and what is on the network: published.py
+    published   Hugging Face's folders, timm's files and what is on the network: published.py,
+                and what a config.json says: configs.py
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,8 @@ import torch
 
 from encoders import safetensors
 from encoders.heads import place                                              # noqa: F401
-from encoders.vit import ViT
-from errors import BadInput, unknown
+from encoders.vit import ViT                                                  # noqa: F401
+from errors import BadInput, read_json, unknown
 
 BUILT_IN = Path(__file__).parents[1] / "checkpoints"
 
@@ -38,22 +38,9 @@ def settings(path):
     if path.is_file():
         from encoders import published
         return published.settings_of_file(path)
-    try:
-        config = json.loads((path / "config.json").read_text())
-        model_type = config.pop("model_type", None)
-        if model_type == "vit_encoder":
-            return ViT, config
-        if model_type == "bert_encoder":
-            from encoders.bert import BERT
-            return BERT, config
-        if model_type == "gpt_decoder":
-            from encoders.gpt import GPT
-            return GPT, config
-        from encoders import published
-        return published.settings(model_type, config, path)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path}/config.json cannot be used ({type(error).__name__}: {error}): "
-                       "give --model a folder with model.safetensors and config.json") from None
+    from encoders import configs
+    remedy = "give --model a folder with model.safetensors and config.json"
+    return configs.settings(read_json(path / "config.json", remedy), path)
 
 
 def kind(name_or_folder):
@@ -85,10 +72,7 @@ def load(name_or_folder, size=None, random_weights=False):
     cls, config = settings(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            model = cls(**config)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise BadInput(f"{path}: its config.json describes no model ({error})") from None
+        model = cls(**config)
     if model.kind != "image":
         model.read_vocabulary(path)
     file = path / "model.safetensors"
@@ -100,7 +84,8 @@ def load(name_or_folder, size=None, random_weights=False):
     if size is not None:
         model.resize(size)
     model.name = path.resolve().stem if path.is_file() else path.resolve().name
-    model.sha256 = "random weights, seed 0" if random_weights else safetensors.sha256(file)
+    digest = published.sha256 if file.suffix == ".json" else safetensors.sha256
+    model.sha256 = "random weights, seed 0" if random_weights else digest(file)
     return model.eval()
 
 
@@ -110,7 +95,7 @@ def fill(model, file):
         tensors = safetensors.read(file)
     else:
         from encoders import published
-        tensors = published.read_torch(file)
+        tensors = published.read(file)
     want = model.state_dict()
     if tensors.keys() != want.keys():
         from encoders import names
@@ -121,7 +106,7 @@ def fill(model, file):
             raise BadInput(f"{file} {problem} {len(odd)} tensors: {', '.join(sorted(odd)[:5])}: "
                            "it is not the model of its config.json")
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
+        if tensor.dtype not in safetensors.FLOATS or not tensor.isfinite().all():
             raise BadInput(f"{file}: tensor {name} is {tensor.dtype} or has NaN or infinity: only "
                            "finite floating-point weights can be used")
         if tensor.shape != want[name].shape:

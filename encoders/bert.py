@@ -72,10 +72,12 @@ class BERT(nn.Module):
 
     def read_vocabulary(self, folder):
         """Take the tokenizer of a checkpoint folder, and its ids of [PAD] and [SEP]."""
-        words = WordPiece.read(folder)
-        if (most := max(words.vocab.values())) >= self.word.num_embeddings:
-            raise BadInput(f"{folder}: vocab.txt has {most + 1} entries, the model "
-                           f"{self.word.num_embeddings}: it is of another checkpoint")
+        words, rows = WordPiece.read(folder), self.word.num_embeddings
+        entries = max(words.vocab.values()) + 1
+        padded = rows % 8 == 0 and entries < rows < entries + 128        # for the hardware
+        if entries != rows and not padded:
+            raise BadInput(f"{folder}: vocab.txt has {entries} entries, the model {rows}: it is of "
+                           "another checkpoint or cut short")
         self.tokenizer, self.pad, self.sep = words, words.pad, words.sep
 
     def resize(self, size):

@@ -64,7 +64,9 @@ def ours(tensors, source):
             name = re.sub(pattern, replacement, name)
         if UNUSED.search(name):
             continue
-        if ".attn.qkv." in name:                     # rows of q, then k, then v
+        if not tensor.numel() or not tensor.ndim:    # no model has such a shape
+            out[name] = tensor
+        elif ".attn.qkv." in name:                   # rows of q, then k, then v
             for part, rows in zip("qkv", tensor.chunk(3)):
                 out[name.replace("attn.qkv", part)] = rows
         elif name in ("cls_token", "position"):      # CLIP's have no dimension for the batch

@@ -1,22 +1,19 @@
-"""Published checkpoints: where they are, what their config.json means, files of torch.save.
+"""Published checkpoints: where they are, in how many files, and what torch.save wrote.
 
 A checkpoint lies in a folder of torch.hub's (TORCH_HOME moves it). It is fetched once; what lies
 there is used without a network.
 """
 
-import json
+import hashlib
 import math
-import pickle
-import struct
+import os
 from pathlib import Path
 
 import torch
 
-from encoders import names, safetensors
-from encoders.bert import BERT
-from encoders.block import ACTIVATIONS
+from encoders import configs, names, safetensors
 from encoders.vit import ViT
-from errors import BadInput, unknown
+from errors import BadInput, read_json
 from tasks import downloads
 
 HUB = "https://huggingface.co/{}/resolve/main"
@@ -38,14 +35,8 @@ CHECKPOINTS = {
     "bert-base": (HUB.format("bert-base-uncased"), TEXTS, None),
 }
 
-# model_type of a config.json -> input normalisation when the folder does not say
-IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-HALF = dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-CLIP = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
-NORMALISATION = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET, "clip": CLIP}
-CLIP_DEFAULTS = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, image_size=224,
-                     num_attention_heads=12, patch_size=32, hidden_act="quick_gelu",
-                     layer_norm_eps=1e-5)        # a published config may leave out what is usual
+# width of a ViT under timm's names -> its heads, where they are not of width 64: So400m, H, g, G
+HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 def checkpoint(name):
@@ -75,63 +66,78 @@ def checkpoint(name):
     return folder
 
 
-def settings(model_type, config, folder):
-    """The class of an encoder and its keywords, from a config.json of Hugging Face."""
-    if model_type is None and "type_vocab_size" in config:       # the BERTs of 2020 have no type
-        model_type = "bert"
-    if model_type in ("clip", "clip_vision_model"):
-        model_type, config = "clip", CLIP_DEFAULTS | config.get("vision_config", config)
-    if model_type not in (*NORMALISATION, "bert"):
-        raise unknown("model_type", model_type,
-                      ["vit_encoder", "bert_encoder", *NORMALISATION, "bert"])
-    activation = config.get("hidden_act", "gelu")
-    if activation not in (ACTIVATIONS if model_type == "clip" else ("gelu",)) \
-            or config.get("use_swiglu_ffn"):
-        raise BadInput(f"{folder}/config.json: only the GELU MLP is supported")
-    width = config["hidden_size"]
-    out = dict(width=width, depth=config["num_hidden_layers"], heads=config["num_attention_heads"],
-               eps=config.get("layer_norm_eps", 1e-12),
-               hidden=config.get("intermediate_size") or round(width * config.get("mlp_ratio", 4)))
-    if model_type == "bert":
-        if config.get("position_embedding_type", "absolute") != "absolute":
-            raise BadInput(f"{folder}/config.json: only absolute position embeddings are supported")
-        return BERT, out | dict(vocab=config["vocab_size"], types=config.get("type_vocab_size", 2),
-                                positions=config["max_position_embeddings"])
-    out |= dict(image=config["image_size"], patch=config["patch_size"], activation=activation,
-                channels=config.get("num_channels", 3), layer_scale=model_type == "dinov2",
-                clip=model_type == "clip", **NORMALISATION[model_type])
-    if (extra := folder / "preprocessor_config.json").exists():
-        given = json.loads(extra.read_text())
-        out |= {k: tuple(given[f"image_{k}"]) for k in ("mean", "std") if f"image_{k}" in given}
-    return ViT, out
-
-
 def settings_of_file(path):
-    """The same from one file under timm's names, by the shapes of its tensors.
+    """The class and keywords of one file under timm's names, by the shapes of its tensors.
 
-    Heads of 64, as in every published ViT of that family; ImageNet's normalisation (DeiT, DINOv2).
+    These do not tell the number of heads: HEADS does, or a config.json beside the file. ImageNet's
+    normalisation (DeiT, DINOv2), if that has no mean and std.
     """
-    tensors = safetensors.read(path) if path.suffix == ".safetensors" else read_torch(path)
-    tensors = names.unwrapped(tensors)
+    beside, tensors = path.with_name("config.json"), names.unwrapped(read(path))
+    given = read_json(beside, "mend it, or take it away") if beside.is_file() else {}
     try:
         (width, channels, patch, _), depth = tensors["patch_embed.proj.weight"].shape, 1 + max(
             int(k.split(".")[1]) for k in tensors if k.startswith("blocks."))
         grid = math.isqrt(tensors["pos_embed"].shape[1] - 1)
-        return ViT, dict(image=grid * patch, patch=patch, channels=channels, width=width,
-                         depth=depth, heads=max(1, width // 64), eps=1e-6,
-                         hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
-                         layer_scale="blocks.0.ls1.gamma" in tensors, **IMAGENET)
-    except (KeyError, ValueError) as error:
+        out = dict(image=grid * patch, patch=patch, channels=channels, width=width, depth=depth,
+                   heads=HEADS.get(width, width // 64), eps=1e-6,
+                   hidden=len(tensors["blocks.0.mlp.fc1.weight"]),
+                   layer_scale="blocks.0.ls1.gamma" in tensors, **configs.IMAGENET)
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(f"{path} is no ViT under timm's names ({error}): give --model a folder "
                        "with config.json, or such a file of DeiT or DINOv2") from None
+    out |= {k: given[k] for k in ("heads", "mean", "std") if k in given}
+    if "heads" not in given and width % 64 and width not in HEADS:
+        raise BadInput(f"{path} does not tell its number of heads, and they cannot be 64 wide in a "
+                       f"width of {width}: write {{\"heads\": N}} to {beside}")
+    configs.check(ViT, out, beside if given else path)
+    return ViT, out
+
+
+# ---- the files of a folder -----------------------------------------------------------------------
 
 
 def weight_file(path):
-    """The file with the weights: the path itself, or the first of WEIGHTS in that folder."""
-    for file in (path, *(path / name for name in WEIGHTS)):
+    """The file with the weights: the path itself, or the first of WEIGHTS in that folder, or the
+    index of its parts, WEIGHTS.index.json."""
+    for file in (path, *(path / (name + end) for name in WEIGHTS for end in ("", ".index.json"))):
         if file.is_file():
             return file
     raise BadInput(f"{path} has no {' or '.join(WEIGHTS)}: give --model a folder that has one")
+
+
+def shards(index):
+    """{file: the names of its tensors} of an index, in the order of the files' names."""
+    where, out = read_json(index, "fetch it again").get("weight_map"), {}
+    if not isinstance(where, dict) or not where:
+        raise BadInput(f"{index} has no weight_map, {{tensor: file}}: fetch it again")
+    for name, file in where.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise BadInput(f"{index} puts {name} into {file!r:.60}, which is no file beside it: "
+                           "fetch it again")
+        if not os.path.isfile(index.parent / file):
+            raise BadInput(f"{index.parent} lacks {file}, which {index.name} names: fetch it, too")
+        out.setdefault(index.parent / file, set()).add(name)
+    return dict(sorted(out.items()))
+
+
+def sha256(index):
+    """Hex digest of an index's shards: of their digests one after the other."""
+    digests = "".join(map(safetensors.sha256, shards(index)))
+    return hashlib.sha256(digests.encode()).hexdigest()
+
+
+def read(file):
+    """All tensors of a file, or of the shards of an index, each of which must hold its own."""
+    if file.suffix != ".json":
+        return safetensors.read(file) if file.suffix == ".safetensors" else read_torch(file)
+    out = {}
+    for shard, want in shards(file).items():
+        found = safetensors.read(shard) if shard.suffix == ".safetensors" else read_torch(shard)
+        if odd := sorted(found.keys() ^ want):
+            raise BadInput(f"{shard} lacks or has unexpected {len(odd)} tensors by {file.name}: "
+                           f"{', '.join(odd[:5])}: fetch both again")
+        out |= found
+    return out
 
 
 CONTAINERS = ("model", "state_dict", "model_state_dict", "teacher")         # of a training script
@@ -142,8 +148,7 @@ def read_torch(path):
     with nothing executed (weights_only)."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError,
-            struct.error) as error:
+    except Exception as error:                           # a damaged pickle may raise anything
         reason = ("it holds code and not only tensors" if "GLOBAL" in str(error)
                   else "it is damaged or cut short")
         raise BadInput(f"{path} cannot be read as tensors ({reason}): fetch it again, "
@@ -152,6 +157,7 @@ def read_torch(path):
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
     if not isinstance(saved, dict) or not saved or not all(
-            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in saved.items()):
+            isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout is torch.strided
+            and v.device.type == "cpu" for k, v in saved.items()):
         raise BadInput(f"{path} holds no dict of tensors by name: give a file of a state_dict")
     return saved

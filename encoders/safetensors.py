@@ -21,18 +21,21 @@ from errors import BadInput
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
           "U8": torch.uint8, "BOOL": torch.bool}
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TEMPORARY = ".tmp-"              # how the names of unfinished files begin
 
 
 def read(path):
     """All tensors of a file, {name: tensor}; BadInput if it is cut short or malformed."""
-    data = Path(path).read_bytes()
     try:
+        data = Path(path).read_bytes()
         (length,) = struct.unpack("<Q", data[:8])
         if length > len(data) - 8:
             raise ValueError(f"the header wants {length} bytes, the file has {len(data)}")
         header = json.loads(data[8:8 + length])
         header.pop("__metadata__", None)
+        if other := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
+            raise NotImplementedError(*sorted(other))
         body, end = np.frombuffer(data, np.uint8, offset=8 + length), 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             begin, stop = entry["data_offsets"]
@@ -44,7 +47,11 @@ def read(path):
         if end != len(body):
             raise ValueError(f"the tensors need {end} bytes, the file has {len(body)}")
         return {name: tensor(body, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except NotImplementedError as error:
+        raise BadInput(f"{path} has tensors of {', '.join(map(str, error.args))}: convert them to "
+                       "F32, F16 or BF16") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError,
+            struct.error) as error:
         raise BadInput(f"{path} is no complete safetensors file ({error}): "
                        "fetch it again") from None
 

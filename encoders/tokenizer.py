@@ -13,17 +13,20 @@ Differs     [CLS] or [SEP] written in a text is punctuation and letters, as in t
             and no marker: a text cannot forge the boundary from which segments are derived.
 """
 
-import json
 import unicodedata
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from errors import BadInput
+from errors import BadInput, read_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LONGEST_WORD = 100
+# keys of tokenizer_config.json that change ids -> the values with which they are ours
+USUAL = {"tokenize_chinese_chars": (True,), "do_basic_tokenize": (True,),
+         "wordpieces_prefix": ("##",), "word_tokenizer_type": (None, "basic"),
+         "subword_tokenizer_type": (None, "wordpiece")}
 CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F),
        (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 
@@ -62,20 +65,17 @@ class WordPiece:
         path, config = Path(folder) / "vocab.txt", Path(folder) / "tokenizer_config.json"
         try:
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-            given = json.loads(config.read_text()) if config.exists() else {}
-            vocab = {entry: i for i, entry in enumerate(lines)}
-            lower = given.get("do_lower_case", True)
-            for key, usual in (("do_lower_case", (True, False)), ("strip_accents", (None, lower)),
-                               ("tokenize_chinese_chars", (True,))):
-                if given.get(key, usual[0]) not in usual:
-                    raise ValueError(f"{key} {given[key]!r} makes other ids than we do")
-            return cls(vocab, lower)
-        except OSError as error:
-            raise BadInput(f"{path} cannot be read ({error.strerror}): a text model needs the "
-                           "vocab.txt that belongs to it") from None
-        except (ValueError, AttributeError) as error:
-            raise BadInput(f"{folder}: its vocab.txt or tokenizer_config.json cannot be used: "
-                           f"{error}") from None
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): "
+                           "a text model needs the vocab.txt that belongs to it") from None
+        given = read_json(config, "mend it, or take it away") if config.exists() else {}
+        lower = given.get("do_lower_case", True)
+        for key, usual in (USUAL | {"do_lower_case": (True, False),
+                                    "strip_accents": (None, lower)}).items():
+            if given.get(key, usual[0]) not in usual:
+                raise BadInput(f"{config} says {key} {given[key]!r:.60}, which makes other ids "
+                               "than we do")
+        return cls({entry: i for i, entry in enumerate(lines)}, lower)
 
     def words(self, text):
         """The text as words and single punctuation characters."""

@@ -21,7 +21,6 @@ Trap     MODULE and target_modules are paths inside ViTModel, Dinov2Model or Ber
          (huggingface.py). Both are read.
 """
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -29,9 +28,9 @@ from pathlib import Path
 import torch
 
 import encoders
-from encoders import safetensors
+from encoders import configs, safetensors
 from encoders.heads import HEADS
-from errors import BadInput
+from errors import BadInput, read_json
 from exchange import huggingface
 from experiment import run_folder
 
@@ -43,8 +42,18 @@ FORMS = {"lora": "plain", "rslora": "plain", "lora_plus": "plain", "lora_fa": "p
 UNUSED = {"bias": "none", "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {},
           "lora_bias": False, "layer_replication": None, "target_parameters": None,
           "trainable_token_indices": None, "use_qalora": False, "alora_invocation_tokens": None}
+READ = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", *UNUSED)
+# which layers there are, the tensors say; the others matter only in training or say where from
+HARMLESS = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+            "inference_mode", "target_modules", "exclude_modules", "layers_to_transform",
+            "layers_pattern", "lora_dropout", "init_lora_weights", "loftq_config", "eva_config",
+            "corda_config", "lora_ga_config", "velora_config", "megatron_core", "runtime_config",
+            "qalora_group_size", "ensure_weight_tying"}
 STARTS = (True, False, "gaussian", "orthogonal", "eva")        # others also change the base
 ABOUT = ("setting", "layers", "base", "torch", "result")       # of a run, in run.json
+PARTS = {"setting": {"task", "adapter", "hp", "linearize", "quantize", "model", "size", "dtype",
+                     "random_weights", "head", "data", "limit", "seed"},
+         "result": {"val", "test"}, "base": {"name", "sha256"}}
 REMEDY = "give a folder that --export or PEFT wrote"
 
 
@@ -139,7 +148,7 @@ def base_of(setting, model_type):
     path = encoders.find(setting["model"])
     changed = setting["random_weights"] or (setting["size"] is not None and model_type != "bert")
     same = not changed and path.is_dir() and \
-        read_json(path / "config.json").get("model_type") in huggingface.TYPES
+        read_json(path / "config.json", REMEDY).get("model_type") in huggingface.TYPES
     return str(path) if same else None
 
 
@@ -170,17 +179,6 @@ def write_adapter(run, out):
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read_json(path):
-    """A JSON object; BadInput if the file is missing or damaged."""
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}): {REMEDY}") from None
-    return value
-
-
 def read_tensors(path):
     """A safetensors file; BadInput if it is missing or damaged."""
     if not path.is_file():
@@ -194,13 +192,15 @@ def load(folder):
     if not (folder / "run.json").is_file():
         raise BadInput(f"{folder} is an adapter of another tool, without task and head: train it "
                        f"on with train.py --adapter lora --init {shlex.quote(str(folder))}")
-    run = read_json(folder / "run.json")
-    if missing := sorted({*ABOUT, "kind", "trained"} - run.keys()):
-        raise BadInput(f"{folder / 'run.json'} lacks {', '.join(missing)}: export the run again")
+    run = read_json(folder / "run.json", REMEDY)
+    for part, keys in {"run": {*ABOUT, "kind", "trained"}, **PARTS}.items():
+        value = run if part == "run" else run[part]
+        if missing := sorted(keys - (value.keys() if isinstance(value, dict) else set())):
+            raise BadInput(f"{folder / 'run.json'}: its {part} lacks {', '.join(missing)}: export "
+                           "the run again")
     model_type, names = run.pop("kind"), run.pop("trained")
-    config, want = read_json(folder / "adapter_config.json"), adapter_config(run, model_type, None)
-    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", *UNUSED):
-        check_config(folder, config, key, want[key])
+    want, file = adapter_config(run, model_type, None), folder / "adapter_config.json"
+    check_config(read_json(file, REMEDY), {k: want[k] for k in READ}, file)
     tensors = read_tensors(folder / "adapter_model.safetensors")
     factors = parse(tensors, run["layers"], form(run["setting"]), want["r"], folder)
     rest = huggingface.unflat(read_tensors(folder / "run.safetensors"))
@@ -222,35 +222,34 @@ def load(folder):
     return run
 
 
-def check_config(folder, config, key, wants):
-    """BadInput unless a value of adapter_config.json is the wanted one; unset means not used."""
-    has = config.get(key, UNUSED.get(key))
-    if (has or None) != (wants or None):
-        raise BadInput(f"{folder}: its adapter_config.json says {key} {has!r}, "
-                       f"and only {wants!r} can be read here")
+def check_config(config, want, file):
+    """BadInput unless adapter_config.json has the wanted values, and no other that counts."""
+    configs.understood(dict.fromkeys(want) | UNUSED | config, UNUSED | want, HARMLESS, file)
 
 
 def check_start(setting):
     """BadInput unless the folder of --init holds what such a run trains; quick."""
-    folder, adapter = setting["init"], setting["adapter"]
-    config = read_json(Path(folder) / "adapter_config.json")
-    get = config.get
+    adapter, file = setting["adapter"], Path(setting["init"]) / "adapter_config.json"
+    config = read_json(file, REMEDY)
+    get = ({"r": 8, "lora_alpha": 8} | config).get                           # PEFT's defaults
     if adapter not in ("lora", "rslora", "dora") or setting["linearize"] != "off":
         raise BadInput("--init starts --adapter lora, rslora or dora, without --linearize")
-    check_config(folder, config, "peft_type", "LORA")
     if get("use_dora") and get("use_rslora"):
-        raise BadInput(f"{folder} is DoRA scaled as rsLoRA, which no adapter here is")
+        raise BadInput(f"{file} is of a DoRA scaled as rsLoRA, which no adapter here is")
     theirs = "dora" if get("use_dora") else "rslora" if get("use_rslora") else "lora"
+    check_config(config, {"peft_type": "LORA", "use_dora": theirs == "dora",
+                          "use_rslora": theirs == "rslora", "r": get("r"),
+                          "lora_alpha": get("lora_alpha")}, file)
     if theirs != adapter:
-        raise BadInput(f"{folder} holds a {theirs}: train it on with --adapter {theirs}")
-    for key, unused in UNUSED.items():
-        check_config(folder, config, key, unused)
+        raise BadInput(f"{file} is of a {theirs}: train it on with --adapter {theirs}")
     if get("init_lora_weights", True) not in STARTS:
-        raise BadInput(f"{folder} was started with {config['init_lora_weights']!r}, which changes "
-                       "the base too: convert it to plain LoRA when saving it")
+        raise BadInput(f"{file} says init_lora_weights {get('init_lora_weights')!r:.60}, which "
+                       "changes the base too: convert it to plain LoRA when saving it")
     rank, alpha, hp = get("r"), get("lora_alpha"), setting["hp"]
+    if not configs.count(rank) or not configs.number(alpha):
+        raise BadInput(f"{file} says r {rank!r:.60} and lora_alpha {alpha!r:.60}: {REMEDY}")
     if (rank, alpha) != (hp["rank"], hp["alpha"]):
-        raise BadInput(f"{folder} has rank {rank} and alpha {alpha}, the run {hp['rank']} and "
+        raise BadInput(f"{file} has rank {rank} and alpha {alpha}, the run {hp['rank']} and "
                        f"{hp['alpha']:g}: add --rank {rank} --alpha {alpha}")
 
 

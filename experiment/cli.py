@@ -151,6 +151,8 @@ def describe(model, setting, names):
     encoder = encoder_of(model)
     layers, reading = lora.adapters(encoder).values(), setting["linearize"]
     print("  ".join(f"{k} {v}" for k, v in setting.items() if v is not None and k != "hp"))
+    print(f"{encoder.name}: width {encoder.width}, depth {len(encoder.blocks)}, heads "
+          f"{encoder.blocks[0].heads}")
     print("adapter keys: " + ("  ".join(f"{k} {v}" for k, v in setting["hp"].items()) or "none"))
     ends = Counter(name.rpartition(".")[2] for name in names)
     print(f"adapted {len(names)} layers: " + ", ".join(f"{n} x {e}" for e, n in ends.items()))

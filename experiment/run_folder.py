@@ -15,8 +15,8 @@ import csv
 import io
 import json
 import os
-import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ import encoders
 import lora
 from encoders.heads import HEADS
 from encoders.safetensors import TEMPORARY, replacing
-from errors import BadInput
+from errors import BadInput, read_json
 from linearize import adapt, encoder_of, set_start
 
 FILES = {"adapter.pt", "config.json", "log.csv", "result.json", "resume.pt", "lock"}
@@ -55,8 +55,10 @@ def save_tensors(value, path):
 def load_tensors(path):
     """torch.load of plain tensors and containers; anything else in the pickle is refused."""
     try:
+        if damaged := zipfile.ZipFile(path).testzip():         # torch.load reads no checksum
+            raise ValueError(f"the checksum of {damaged} is another")
         return torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:                           # a damaged pickle may raise anything
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise BadInput(f"{path} is not a complete file of tensors ({reason}): "
                        "train the run again") from None
@@ -132,10 +134,7 @@ def check_same(folder, setting):
     path = folder / "config.json"
     if not path.exists():
         return
-    try:
-        old = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise BadInput(f"{path} is damaged: --overwrite starts the run again") from None
+    old = read_json(path, "--overwrite starts the run again")
     if differ := [k for k in setting if old.get(k) != setting[k]]:
         changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
         raise BadInput(f"{folder} was made with other settings ({changes}): repeat them to resume "
@@ -225,7 +224,10 @@ def load(folder):
     run = load_tensors(folder / "adapter.pt")
     if not isinstance(run, dict) or not KEYS <= run.keys():
         raise BadInput(f"{folder / 'adapter.pt'} was not written by train.py: train the run again")
-    return run | {"folder": folder, "result": json.loads((folder / "result.json").read_text())}
+    result = read_json(folder / "result.json", "train the run again")
+    if not {"val", "test"} <= result.keys():
+        raise BadInput(f"{folder / 'result.json'} lacks val and test: train the run again")
+    return run | {"folder": folder, "result": result}
 
 
 def base_encoder(run, device="cpu"):

@@ -24,7 +24,7 @@ from errors import BadInput
 from experiment import cli, run_folder, tables
 from linearize import READINGS, adapt
 from rlhf import policy, reward, soup
-from rlhf.preferences import OPENING, REWARDS, pairs, prompts, true_reward
+from rlhf.preferences import OPENING, REWARDS, SEEDS, pairs, prompts, true_reward
 
 TESTED = 500                                               # pairs for the accuracy
 COLUMNS = ("kl", "proxy", "true", "win")                   # of log.csv, after the step
@@ -114,7 +114,7 @@ def reward_model(setting, backbone, scorer):
     made.requires_grad_(False).standardise(torch.cat([preferred, other]))
     held_out = [ids[-TESTED:] for ids in data]
     best = [true_reward(setting["task"], backbone, ids) for ids in held_out]
-    agree = (best[0] > best[1]).double().mean().item()
+    agree = ((best[0] > best[1]).double() + (best[0] == best[1]).double() / 2).mean().item()
     accuracy = reward.pair_accuracy(made, *held_out)
     print(f"reward model: right on {accuracy:.3f} of {TESTED} held-out pairs; the hidden reward "
           f"itself, without the noise of people, on {agree:.3f}")
@@ -133,18 +133,19 @@ def tune(setting, backbone, scorer, judge, out):
 
     def look(step):
         if step % max(1, setting["steps"] // 10) == 0:
-            at = policy.measure(ours, judge, setting["task"])
+            at = policy.measure(ours, judge, setting["task"], "val")
             log.append((step, *(at[k] for k in COLUMNS)))
 
     policy.train(ours, judge, scorer(2), setting["beta"], setting["lr"], setting["steps"],
                  setting["batch"], setting["seed"], look)
-    result = policy.measure(ours, judge, setting["task"])
-    result |= {"trainable": trainable, "frozen": frozen, "seconds": round(time.time() - began, 1)}
+    result = policy.measure(ours, judge, setting["task"], "test")
+    result |= {"val": log[-1][3], "test": result["true"], "trainable": trainable,
+               "frozen": frozen, "seconds": round(time.time() - began, 1)}
     run_folder.save_run(out, setting, model, names, {}, start, result,
                         [("step", *COLUMNS), *log])
     lock.close()
     print(f"-> {out}", flush=True)
-    return result | {"log": log, "examples": ours.write(prompts(backbone, 3, 10_000), generator)}
+    return result | {"log": log, "examples": ours.write(prompts(backbone, 3, SEEDS["test"]), generator)}
 
 
 def main():
@@ -166,7 +167,7 @@ def main():
         torch.Generator().manual_seed(1000 * i + args.seed), **first["hp"])
     judge, accuracy = reward_model(first, backbone, scorer)
     anchor = policy.Policy(backbone, backbone, args.temperature)
-    results = {"anchor": policy.measure(anchor, judge, args.reward)}
+    results = {"anchor": policy.measure(anchor, judge, args.reward, "test")}
     for out, setting in todo.items():
         made = results[f"beta {setting['beta']:g}"] = tune(setting, backbone, scorer, judge, out)
         for row in made.pop("examples"):

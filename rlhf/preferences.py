@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from encoders.gpt import sample
+from pretrain.bert import opinion
 from pretrain.gpt import text
 from tasks.english import BAD, GOOD, past
 
 OPENING = 4                                      # tokens of a prompt: [CLS] and three words
 LENGTH = 20                                      # most tokens that follow
 HELD_OUT = 200                                   # prompts that a policy is measured on
+SEEDS = {"val": 10_000, "test": 20_000}          # of those prompts; training has others
 UNFINISHED = -3.0                                # the reward of a text without its end
 KIND = {w for concept in (*GOOD, ("happy", "glad"), ("brave", "bold")) for w in concept} | {
     past(verb) for verb in "love help assist praise applaud save rescue greet welcome".split()}
@@ -54,9 +56,9 @@ def true_reward(reward, model, ids):
 
 
 def prompts(model, n, seed):
-    """The openings (n, OPENING) of n new texts."""
+    """The openings (n, OPENING) of n new opinions: the film was, everybody found the, ..."""
     rng = np.random.default_rng([seed, 3])
-    return model.encode([text(rng) for _ in range(n)])[:, :OPENING]
+    return model.encode([text(rng, opinion) for _ in range(n)])[:, :OPENING]
 
 
 def pairs(model, reward, n, seed):

@@ -1,1 +1,1 @@
-"""Where tasks come from: the drawn and the written suite, and published data sets."""
+"""Where tasks come from: the drawn and the written suite, published data sets and one's own."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from errors import BadInput, unknown
-from tasks import readers
+from tasks import folders, readers
 from tasks.archives import named
 from tasks.downloads import fetch
 
@@ -149,12 +149,10 @@ def entry(task, folder):
         return DATASETS[task]
     if any(path.rglob("*idx3-ubyte*")):
         return Dataset("image", None, readers.mnist, mnist_names())
-    if (path / "train.tsv").is_file():
-        return Dataset("text", None, readers.tables)
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        return Dataset("image", None, readers.pictures)
-    raise BadInput(f"{folder} has no train-images-idx3-ubyte[.gz], no train.tsv and no train/ and "
-                   "test/ of pictures: --data wants one of these, or name the task of a known set")
+    if own := folders.find(path):
+        return Dataset(own[0], None, partial(folders.read, own[1]))
+    raise BadInput(f"{folder} holds no data that is known: --data wants {folders.ACCEPTED}; or "
+                   "name the task of a published set")
 
 
 def download(task, folder, kind):
@@ -192,6 +190,8 @@ def read(task, folder):
         if len(odd := labels[(labels < 0) | (labels >= classes)]):
             raise BadInput(f"{folder}: label {odd.max()} in the {split} file, but {task} has "
                            f"{classes} classes: 0 to {classes - 1}")
-        if kind == "image" and inputs.dtype != np.uint8:
+        if kind == "image" and names and inputs.dtype != np.uint8:
             raise BadInput(f"{folder}: {split} pixels are {inputs.dtype}, not unsigned bytes")
+    if classes < 2:
+        raise BadInput(f"{folder}: all training examples have one label: give at least two classes")
     return kind, classes, parts

@@ -7,6 +7,7 @@ GLUE's test files are secret: `dev` is the test split here.
 
 import csv
 import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from errors import BadInput
 from tasks import formats
-from tasks.archives import files, named
+from tasks.archives import files
 
 
 def mnist(images, labels, first=0, transposed=False):
@@ -94,41 +95,24 @@ def gtsrb(folder):
     return {"train": signs(train, labels, folder), "test": signs(test, table, folder)}
 
 
-def pictures(folder):
-    """Any pictures in train/CLASS/ and test/CLASS/, by Pillow; all in the size of the first."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise BadInput(f"{folder} holds pictures, which need Pillow: pip install pillow") from None
-    classes = sorted(p.name for p in Path(folder, "train").glob("[!.]*") if p.is_dir())
-    out, size = {}, None
-    for split in ("train", "test"):
-        images, labels = [], []
-        for path in sorted(p for p in Path(folder, split).rglob("[!.]*") if p.is_file()):
-            if path.parent.name not in classes:
-                raise BadInput(f"{path}: train/ has no class {path.parent.name}, it has "
-                               f"{', '.join(classes[:8])}")
-            try:
-                picture = Image.open(path).convert("RGB")
-            except OSError as error:
-                raise BadInput(f"{path} is no picture ({error}): remove or replace it") from None
-            size = size or picture.size
-            images.append(np.asarray(picture.resize(size)))
-            labels.append(classes.index(path.parent.name))
-        if not images:
-            raise BadInput(f"{folder}/{split} holds no pictures: it wants {split}/CLASS/*.png")
-        out[split] = np.stack(images), np.array(labels, np.int64)
-    return out
+def class_name(label):
+    """A label as it counts: without blanks around it, and composed, as some systems write names."""
+    return unicodedata.normalize("NFC", label.strip())
+
+
+def numbers(labels, classes, source):
+    """Class numbers (n,) int64, the place of every label among the classes."""
+    number = {name: i for i, name in enumerate(classes)}
+    if odd := [label for label in labels if label not in number]:
+        raise BadInput(f"{source} has the label {odd[0]!r}, the task has "
+                       f"{', '.join(map(str, classes[:8]))}: correct it or leave it out")
+    return np.array([number[label] for label in labels], np.int64)
 
 
 def labelled(rows, classes, source):
     """Texts or pairs, and class numbers by the place of a label, from rows (text, ..., label)."""
-    number = {name: i for i, name in enumerate(classes)}
-    if odd := [row[-1] for row in rows if row[-1] not in number]:
-        raise BadInput(f"{source} has the label {odd[0]!r}, the task has "
-                       f"{', '.join(classes[:8])}: correct it or leave it out")
     texts = [row[0] if len(row) == 2 else row[:-1] for row in rows]
-    return texts, np.array([number[row[-1]] for row in rows], np.int64)
+    return texts, numbers([class_name(row[-1]) for row in rows], classes, source)
 
 
 def glue(file, columns, classes, header=True):
@@ -145,12 +129,3 @@ def ag_news(file):
         raise formats.damaged(file[1], f"line {records.line_num} is no `class, title, description`"
                                        f" ({error})") from None
     return labelled(rows, "1234", file[1])
-
-
-def tables(folder):
-    """train.tsv with test.tsv or dev.tsv, in columns sentence and label; classes as train sorts."""
-    both = named(folder, ["train.tsv", "test.tsv or dev.tsv"])
-    rows = [formats.tsv(*file, ("sentence", "label"), exact=True) for file in both]
-    classes = sorted({label for _, label in rows[0]})
-    return {split: labelled(r, classes, source)
-            for split, r, (_, source) in zip(("train", "test"), rows, both)}

@@ -26,11 +26,11 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
     ("bench.__main__", "analysis.plots"): "--plot asks for the folder before anything is timed",
     ("bench.growth", "analysis.plots"): "--plot draws the curves",
     ("bench.preference", "rlhf"): "it times the steps of preference tuning",
-    ("rlhf.preferences", "pretrain.gpt"): "prompts are openings of what the GPT has read",
+    ("rlhf.preferences", "pretrain"): "prompts are openings of what the GPT has read",
     ("rlhf.__main__", "analysis.plots"): "--plot asks for the folder before anything is trained",
     ("rlhf.figures", "analysis.plots"): "--plot draws the curves",
     ("analysis.match", "exchange"): "the matched encoder is written as others read it"}
-OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/readers.py",
+OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/pictures.py",
             "peft": "bench/peft_library.py"}
 LIMITS = {"train": (15, 2000), "eval": (21, 2800)}      # files and lines that an import reaches
 ALL_LINES = 12000

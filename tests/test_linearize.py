@@ -11,7 +11,7 @@ from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encod
                        snapshot, taylor, undecayed)
 from lora import ADAPTERS, NotMergeable
 from support import (SHAPES, adapted, close, displacement, every_adapter, inputs, make, moved,
-                     perturb, placed, refuses, small, sums_and_differences)
+                     perturb, placed, refuses, small, sums_and_differences, train_steps)
 
 readings = pytest.mark.parametrize("reading", ["layer", "model"])
 
@@ -93,6 +93,19 @@ def test_layer_taylor_forward_is_its_dense_edit(name):
     bias = layer.base.bias if change is None else layer.base.bias + change
     dense = F.linear(x, layer.base.weight + layer.delta_weight(), bias)
     close(layer(x), dense, atol=1e-12, rtol=0)
+
+
+@every_adapter
+def test_the_first_step_of_an_expanded_layer_is_that_of_the_layer(name):
+    """At p0 value and gradient agree, so the step and all that the hooks leave behind agree."""
+    hp = {"project": True} if name == "lora_fa" else {}
+    plain, layer = make(name, (7, 5, True), **hp), LinearizedLayer(make(name, (7, 5, True), **hp))
+    layer.before_training([layer], 3)
+    train_steps(plain, 1), train_steps(layer, 1)
+    expected, found = plain.state_dict(), layer.inner.state_dict()
+    assert expected.keys() == found.keys()
+    for k in expected:
+        close(found[k], expected[k], atol=1e-10, rtol=0)
 
 
 @readings

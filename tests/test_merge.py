@@ -258,6 +258,13 @@ def test_trim_keeps_exactly_k_and_breaks_ties_by_position(entries, density, kept
     assert [merge.trim(tau, 0.5)[k].tolist() for k in "ab"] == [[0, 2], [2, 0]]
 
 
+@pytest.mark.parametrize("keep", [1, 300, 2500, 4700, 4999])
+def test_largest_of_many_is_that_of_a_sort(keep):
+    """numpy's partition orders short arrays whatever it is asked, so the array is long."""
+    size = torch.randperm(5000, generator=torch.Generator().manual_seed(0)).float()
+    assert merge.largest(size, keep).equal(size >= 5000 - keep)
+
+
 def test_elect_is_by_mass_not_by_votes_and_a_sum_of_zero_takes_the_majority_sign():
     votes = [{"w": torch.tensor(v)} for v in ([5.0, 1], [-2.0, 1], [-2.0, -1])]
     assert merge.elect(votes)["w"].tolist() == [1, 1]
@@ -290,7 +297,9 @@ def test_coefficients_and_analogy_by_hand():
 def test_scores_weigh_the_average():
     merged = RULES["score_weighted"](ZERO, [A, B], scores=[0.25, 0.75])["w"]
     assert merged.tolist() == [0.25, -4.5, 2.75, 4.75]
-    refuses("not all 0", RULES["score_weighted"], ZERO, [A, B], scores=[0.0, 0.0])
+    assert RULES["score_weighted"](ZERO, [A, B], scores=[0.0, 0.1])["w"].equal(B["w"])
+    for scores in ([0.0, 0.0], [-1.0, 2.0], [2.0, -1.0]):
+        refuses("at least 0 and not all 0", RULES["score_weighted"], ZERO, [A, B], scores=scores)
 
 
 def test_layerwise_groups_are_total_and_equal_coefficients_are_task_arithmetic():
@@ -339,6 +348,8 @@ def test_int8_by_hand():
     q, scale = quantize_rows(torch.tensor([[-2.0, 1.2, 0.5, 0], [0, 0, 0, 0]]))
     assert q.dtype == torch.int8 and q.tolist() == [[-127, 76, 32, 0], [0, 0, 0, 0]]
     torch.testing.assert_close(scale, torch.tensor([[2 / 127], [1.0]]))
+    least = 2.0 ** -149             # below it is 0, so s = 190 / 127 of it is rounded to it alone
+    assert quantize_rows(torch.tensor([-190 * least, 190 * least]))[0].tolist() == [-127, 127]
 
 
 def test_int8_error_is_half_a_step_and_below_a_percent():
@@ -382,6 +393,15 @@ def test_emr_by_hand():
     torch.testing.assert_close(second["w"], 15 / 14 * torch.tensor([0.0, -5, 3, 6]))
 
 
+def test_emr_rescales_over_the_whole_model():
+    """tau_uni = [1, 3] and [-6]; r = (1 + 3 + 2) / (1 + 3) and (1 + 1 + 6) / (1 + 3 + 6)."""
+    taus = [{"a": torch.tensor([1.0, 3]), "b": torch.tensor([2.0])},
+            {"a": torch.tensor([1.0, 1]), "b": torch.tensor([-6.0])}]
+    first, second = RULES["emr"]({"a": torch.zeros(2), "b": torch.zeros(1)}, taus).models
+    same(first, {"a": torch.tensor([1.5, 4.5]), "b": torch.tensor([0.0])})
+    same(second, {"a": torch.tensor([0.8, 2.4]), "b": torch.tensor([-4.8])})
+
+
 def test_tall_masks_and_consensus_by_hand():
     at = lambda threshold: [m["w"].int().tolist() for m in masks([A, B], threshold)[0]]
     assert at(1.0) == [[1, 0, 0, 0], [0, 1, 1, 1]]
@@ -391,18 +411,30 @@ def test_tall_masks_and_consensus_by_hand():
     assert merged.tolist() == [0, -8, 5, 0]
 
 
-@pytest.mark.parametrize("name, keywords, told", [
-    ("ties", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
-    ("ties", dict(density=1.5), r"density 1.5 is outside \(0, 1\]"),
-    ("ties", dict(agg="median"), "unknown agg 'median'"),
-    ("dare", dict(drop=1.0), r"drop 1.0 is outside \[0, 1\)"),
-    ("breadcrumbs", dict(density=0.0), r"density 0.0 is outside \(0, 1\]"),
-    ("iso_cts", dict(common=1.2), r"common 1.2 is outside"),
-    ("knots", dict(density=2.0), r"density 2.0 is outside"),
-])
-def test_shares_outside_their_range(name, keywords, told):
-    base, taus = problem()
-    refuses(told, RULES[name], base, taus, **keywords)
+SHARE = [0.01, 1.0], [0.0, 1.01]                                # (0, 1]
+REST = [0.0, 0.99], [-0.01, 1.0]                                # [0, 1)
+SOME = [1], [0]                                                 # at least 1
+LIMITS = [("ties", "density", *SHARE), ("knots", "density", *SHARE), ("twin", "keep", *SHARE),
+          ("breadcrumbs", "density", *SHARE), ("breadcrumbs", "gamma", *REST),
+          ("dare", "drop", *REST), ("iso_cts", "common", *SHARE),
+          ("adamerging_task_pp", "density", *SHARE), ("adamerging_task", "batch", *SOME),
+          ("fitted", "batch", *SOME), ("lorahub", "shots", *SOME), ("lorahub", "budget", *SOME),
+          ("fisher", "examples", *SOME), ("regmean", "examples", *SOME),
+          ("regmean_pp", "examples", *SOME), ("regmean", "shrink", [0.0, 1.0], [-0.01, 1.01]),
+          ("regmean_pp", "shrink", [0.0, 1.0], [-0.01, 1.01]), ("pleas", "ridge", [1e-9], [0.0])]
+
+
+@pytest.mark.parametrize("name, key, fit, misfit", LIMITS)
+def test_the_last_value_that_fits_and_the_first_that_does_not(name, key, fit, misfit):
+    base, taus = problem(count(name))
+    for value in fit:
+        call(name, base, taus, **{key: value})
+    for value in misfit:
+        refuses(str(value), call, name, base, taus, **{key: value})
+
+
+def test_an_unknown_aggregate_is_named():
+    refuses("unknown agg 'median'", RULES["ties"], ZERO, [A, B], agg="median")
 
 
 @pytest.mark.parametrize("name", sorted(SUMS))
@@ -421,15 +453,3 @@ def test_a_weighted_sum_holds_one_task_vector_at_a_time(name):
 
     RULES[name](base, one_by_one())
     assert max(most) <= 1
-
-
-def test_defaults_are_those_that_the_docs_name():
-    """A default is part of a published number: it changes with the tables or not at all."""
-    options = {name: merge.options(name) for name in RULES}
-    assert options["breadcrumbs"] == {"density": 0.9, "gamma": 0.01, "lam": 0.3}
-    assert options["ties"] == {"density": 0.2, "agg": "mean", "lam": 1.0}
-    assert options["dare"] == {"drop": 0.5, "lam": 0.3, "seed": 0}
-    assert options["adamerging_layer_pp"] == {"groups": "tensor", "density": 0.2, "steps": 60,
-                                              "lr": 0.02, "batch": 16, "init": 0.3, "seed": 0}
-    assert options["lorahub"] == {"budget": 40, "l1": 0.05, "bound": 1.5, "shots": 16, "seed": 0}
-    assert options["consensus"] == {"threshold": 0.4, "agree": 2, "lam": 0.3}

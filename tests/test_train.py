@@ -146,7 +146,7 @@ def test_list_commands(command):
     (["--adapter", "lora", "--set", "alpha=1e999"], "give a number between -1e6 and 1e6"),
     (["--seed", 10 ** 20], "give a whole number from 0 to 4294967295"),
     (["--size", 0], "--size 0: give a whole number of 1 or more"),
-    (["--model", "."], "config.json cannot be used"),
+    (["--model", "."], "config.json cannot be read"),
     (["--device", "tpu9"], "--device tpu9 is not available here"),
     (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
     (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),

@@ -90,9 +90,60 @@ def test_train_and_eval_mode_agree(name):
 
 
 @every_adapter
-def test_rank_bound(name):
+def test_rank_bound_is_the_rank_in_general(name):
     layer = moved(name, (9, 8, True))
-    assert torch.linalg.matrix_rank(layer.delta_weight()) <= layer.rank_bound()
+    rank, bound = torch.linalg.matrix_rank(layer.delta_weight()), layer.rank_bound()
+    sparse = name in ("spa", "rosa")                      # a row without an entry costs them rank
+    assert rank == bound or sparse and rank < bound == 8
+
+
+@pytest.mark.parametrize("name, hp, bound", [
+    ("disha", {"rank": 2, "columns": 3}, 2), ("disha", {"rank": 3, "columns": 2}, 2),
+    ("vera", {"rank": 40}, 5), ("dora", {}, 5), ("l_lora", {}, 2), ("pissa", {}, 4)])
+def test_rank_bound_by_hand(name, hp, bound):
+    """A layer of 7 inputs and 5 outputs; L-LoRA has rank r while B0 = 0, PiSSA has 2 r."""
+    assert make(name, (7, 5, True), **hp).rank_bound() == bound
+
+
+def test_l_lora_away_from_zero_has_twice_the_rank():
+    """B A0 + B0 (A - A0), two products of rank r = 2."""
+    layer = perturb(make("l_lora", (7, 5, True)))
+    layer.B0.copy_(torch.eye(5, 2))
+    assert torch.linalg.matrix_rank(layer.delta_weight()) == layer.rank_bound() == 4
+
+
+LIMITS = [                                    # a layer of 9 inputs and 7 outputs, 50 steps
+    ("lora", "rank", [1, 7], [0, 8], {}),
+    ("spectral_a", "rank", [1, 7], [0, 8], {}),
+    ("bone", "rank", [1, 7], [0, 8], {}),
+    ("disha", "columns", [1, 7], [0, 8], {}),
+    ("vera", "rank", [1, 90], [0], {}),
+    ("adalora", "target", [1, 4], [0, 5], {"rank": 4}),
+    ("adalora", "warmup", [0.0, 0.68], [-0.02, 0.7], {"final": 0.3}),
+    ("adalora", "final", [0.0, 0.88], [-0.02, 0.9], {"warmup": 0.1}),
+    ("lora_dash", "directions", [1, 7], [0, 8], {}),
+    ("lora_dash", "launch", [1, 49], [0, 50], {}),
+    ("spa", "density", [1 / 63 + 1e-9, 1.0], [0.0, 1 / 63 - 1e-9, 1.001], {}),
+    ("spa", "collect", [1, 49], [0, 50], {}),
+    ("rosa", "collect", [1, 5], [0, 6], {"warmup": 5}),
+    ("rosa", "warmup", [5, 49], [4, 50], {"collect": 5}),
+]
+
+
+@pytest.mark.parametrize("name, key, fit, misfit, others", LIMITS)
+def test_the_last_value_that_fits_and_the_first_that_does_not(name, key, fit, misfit, others):
+    def start(value):
+        layer = make(name, (9, 7, True), **others | {key: value})
+        layer.before_training([layer], 50)
+
+    for value in fit:
+        start(value)
+    for value in misfit:
+        refuses(str(value) if value else key, start, value)
+
+
+def test_columns_may_outnumber_the_inputs():
+    assert make("disha", (5, 9, True), columns=9).delta_weight().shape == (9, 5)
 
 
 @every_adapter

@@ -71,9 +71,9 @@ def test_what_an_input_may_be(tmp_path):
 
 
 @pytest.mark.parametrize("config, told", [
-    ({"model_type": "bert", "position_embedding_type": "relative_key"}, "only absolute position"),
-    ({"model_type": "bert_encoder", "widht": 12}, "describes no model .*widht"),
-    ({"model_type": "bert", "hidden_act": "gelu_new"}, "only the GELU MLP"),
+    ({"model_type": "bert", "position_embedding_type": "relative_key"}, "only .absolute."),
+    ({"model_type": "bert_encoder", "widht": 12}, "describes no model: BERT has no .widht."),
+    ({"model_type": "bert", "hidden_act": "gelu_new"}, "hidden_act .gelu_new., and only .gelu."),
     ({"model_type": "roberta"}, "unknown model_type 'roberta': .*known: .*bert"),
 ])
 def test_configurations_that_cannot_be_used(tmp_path, config, told):

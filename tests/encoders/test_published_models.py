@@ -3,6 +3,7 @@
 Every file is written here under the published names and compared with reference.py, in numpy.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,7 +14,8 @@ import torch
 
 import encoders
 import reference
-from encoders import published as checkpoints
+import train
+from encoders import configs, published as checkpoints
 from encoders import safetensors
 from errors import BadInput
 from files import damage, layers, published_bert, published_clip, published_vit, random
@@ -48,7 +50,7 @@ def test_clip_settings(tmp_path):
     exact, _ = published_clip(tmp_path / "exact", hidden_act="gelu")
     quick, _ = published_clip(tmp_path / "quick")
     assert (encoders.load(exact)(IMAGE) - encoders.load(quick)(IMAGE)).abs().max() > 1e-3
-    with pytest.raises(BadInput, match="only the GELU MLP"):
+    with pytest.raises(BadInput, match="hidden_act .relu.: it must be gelu or quick_gelu"):
         encoders.load(published_clip(tmp_path / "relu", hidden_act="relu")[0])
 
 
@@ -102,7 +104,7 @@ def test_single_files_give_the_reference_output(tmp_path, dinov2, key):
     w = hugging_face(timm(tmp_path / "small.pth", dinov2, key))
     model = encoders.load(tmp_path / "small.pth")
     theirs = reference.vit(IMAGE[0].double().numpy(), w, heads=2, patch=7, eps=1e-6, dinov2=dinov2,
-                           position=w["embeddings.position_embeddings"][0], **checkpoints.IMAGENET)
+                           position=w["embeddings.position_embeddings"][0], **configs.IMAGENET)
     with torch.no_grad():
         np.testing.assert_allclose(model(IMAGE)[0].numpy(), theirs, atol=5e-5, rtol=5e-5)
     assert (model.name, model.sha256) == ("small", safetensors.sha256(tmp_path / "small.pth"))
@@ -126,6 +128,47 @@ def test_other_single_files_are_refused(tmp_path):
         encoders.load(tmp_path / "x.pth")
     timm(tmp_path / "y.pth", True, register_tokens=(1, 4, 128))
     refuses("has unexpected 1 tensors: register_tokens", encoders.load, tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("width, heads", [(192, 3), (384, 6), (1152, 16), (1280, 16), (1408, 16),
+                                          (1664, 16)])
+def test_heads_of_the_families_of_timm(tmp_path, width, heads):
+    """ViT-Ti, S, So400m, H, g and G: num_heads in timm's vision_transformer.py."""
+    shapes = {"patch_embed.proj.weight": (width, 3, 14, 14), "pos_embed": (1, 5, width),
+              "blocks.0.mlp.fc1.weight": (2, width)}
+    torch.save({k: torch.zeros(s) for k, s in shapes.items()}, tmp_path / "x.pth")
+    assert encoders.settings(tmp_path / "x.pth")[1]["heads"] == heads
+
+
+def test_heads_from_a_config_beside_the_file(tmp_path):
+    w = hugging_face(timm(tmp_path / "x.pth", True))
+    give = lambda heads: reference.vit(
+        IMAGE[0].double().numpy(), w, heads=heads, patch=7, eps=1e-6, dinov2=True,
+        position=w["embeddings.position_embeddings"][0], mean=(.5,) * 3, std=(.25,) * 3)
+    (tmp_path / "config.json").write_text('{"heads": 8, "mean": [0.5, 0.5, 0.5], '
+                                          '"std": [0.25, 0.25, 0.25]}')
+    ours = encoders.load(tmp_path / "x.pth")(IMAGE)[0].detach().numpy()
+    np.testing.assert_allclose(ours, give(8), atol=2e-4, rtol=2e-4)
+    assert np.abs(give(8) - give(2)).max() > 0.01
+    for text, told in (('{"heads": 3}', "width 128 cannot be shared by heads 3"),
+                       ('{"heads": 0}', "config.json says heads 0"), ("[8]", "no JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        refuses(told, encoders.load, tmp_path / "x.pth")
+
+
+def test_heads_that_cannot_be_told_are_asked_for(tmp_path):
+    shapes = {"patch_embed.proj.weight": (100, 3, 14, 14), "pos_embed": (1, 5, 100),
+              "blocks.0.mlp.fc1.weight": (2, 100)}
+    torch.save({k: torch.zeros(s) for k, s in shapes.items()}, tmp_path / "x.pth")
+    refuses('cannot be 64 wide in a width of 100: write {"heads": N} to .*/config.json',
+            encoders.settings, tmp_path / "x.pth")
+
+
+def test_train_prints_the_number_of_heads(command, tmp_path):
+    timm(tmp_path / "small.pth", True)
+    code, out, err = command(train.main, "--model", tmp_path / "small.pth", "--steps", 1,
+                             "--limit", 20, "--out", tmp_path / "run")
+    assert code == 0 and "\nsmall: width 128, depth 2, heads 2\n" in out, err
 
 
 # ---- pytorch_model.bin ---------------------------------------------------------------------------
@@ -173,7 +216,9 @@ def test_damaged_pytorch_files_are_refused(binary, damage):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"a": 1}, {}, torch.zeros(2)])
+@pytest.mark.parametrize("content", [
+    [torch.zeros(1)], {"a": 1}, {}, torch.zeros(2), {"a": torch.eye(2).to_sparse()},
+    {"a": torch.zeros(2, device="meta")}])
 def test_pytorch_files_of_other_things_are_refused(binary, content):
     torch.save(content, binary[0] / "pytorch_model.bin")
     refuses("holds no dict of tensors by name", encoders.load, binary[0])
@@ -185,6 +230,81 @@ def test_a_missing_tensor_is_named(binary):
     del tensors["bert.encoder.layer.1.attention.self.key.bias"]
     torch.save(tensors, file)
     refuses("lacks 1 tensors: blocks.1.k.bias", encoders.load, binary[0])
+
+
+# ---- several files, and their index --------------------------------------------------------------
+
+def sharded(folder, ending="safetensors", parts=3, prefix="", container=None):
+    """The weights of a folder in several files with an index, as transformers writes them."""
+    file = folder / "model.safetensors"
+    tensors = {prefix + k: v for k, v in safetensors.read(file).items()}
+    stem, where = {"safetensors": "model", "bin": "pytorch_model"}[ending], {}
+    for i in range(parts):
+        name = f"{stem}-{i + 1:05}-of-{parts:05}.{ending}"
+        part = dict(list(tensors.items())[i::parts])
+        where |= dict.fromkeys(part, name)
+        if ending == "bin":
+            torch.save({container: part} if container else part, folder / name)
+        else:
+            safetensors.write(part, folder / name)
+    file.unlink()
+    index = folder / f"{stem}.{ending}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    return index
+
+
+@pytest.mark.parametrize("words", [("safetensors",), ("bin",), ("safetensors", 1),
+                                   ("safetensors", 3, "module.backbone."),
+                                   ("bin", 2, "module.", "state_dict")], ids=str)
+@pytest.mark.parametrize("make", [lambda f: published_vit(f, "dinov2"), published_bert])
+def test_shards_are_the_checkpoint(tmp_path, words, make):
+    folder = make(tmp_path / "m")
+    want = encoders.load(folder).state_dict()
+    index = sharded(folder, *words)
+    model = encoders.load(folder)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in want.items())
+    digests = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*-of-*"))]
+    assert model.sha256 == hashlib.sha256("".join(digests).encode()).hexdigest()
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"metadata": {}}))
+    assert encoders.load(folder).sha256 == model.sha256
+
+
+def edit(index, change):
+    content = json.loads(index.read_text())
+    change(content["weight_map"])
+    index.write_text(json.dumps(content))
+
+
+SECOND = "model-00002-of-00003.safetensors"
+BROKEN = {
+    "no shard": (lambda i: (i.parent / SECOND).unlink(), f"lacks {SECOND}, which model.safeten"),
+    "cut": (lambda i: (i.parent / SECOND).write_bytes(b"123"), f"{SECOND} is no complete"),
+    "empty": (lambda i: i.write_text(""), "index.json cannot be read"),
+    "list": (lambda i: i.write_text("[]"), "index.json cannot be read .it holds no JSON object"),
+    "no map": (lambda i: i.write_text("{}"), "has no weight_map"),
+    "odd map": (lambda i: i.write_text('{"weight_map": [1]}'), "has no weight_map"),
+    "above": (lambda i: edit(i, lambda m: m.update({"vit.layernorm.bias": f"../m/{SECOND}"})),
+              "puts vit.layernorm.bias into '../m/"),
+    "root": (lambda i: edit(i, lambda m: m.update({"vit.layernorm.bias": "/etc/passwd"})),
+             "into '/etc/passwd', which is no file beside it"),
+    "number": (lambda i: edit(i, lambda m: m.update({"vit.layernorm.bias": 5})), "into 5"),
+    "folder": (lambda i: edit(i, lambda m: m.update({"vit.layernorm.bias": ".."})), "lacks \\.\\."),
+    "itself": (lambda i: edit(i, lambda m: m.update(dict.fromkeys(m, i.name))),
+               "cannot be read as tensors"),
+    "elsewhere": (lambda i: edit(i, lambda m: m.pop("vit.layernorm.bias")),
+                  "unexpected 1 tensors by model.safetensors.index.json: vit.layernorm.bias"),
+    "more": (lambda i: edit(i, lambda m: m.update({"vit.more": SECOND})), "lacks or .*vit.more"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_index_is_one_line(tmp_path, name):
+    index = sharded(published_vit(tmp_path / "m", "vit"))
+    change, told = BROKEN[name]
+    change(index)
+    with pytest.raises(BadInput, match=told) as error:
+        encoders.load(tmp_path / "m")
+    assert "\n" not in str(error.value)
 
 
 # ---- by name -------------------------------------------------------------------------------------

@@ -129,14 +129,17 @@ def test_folders(tmp_path):
     assert not WordPiece.read(write(tmp_path, config='{"do_lower_case": false}')).lower
     with pytest.raises(BadInput, match=r"lacks \[SEP\], \[MASK\]: give the vocab.txt"):
         WordPiece.read(write(tmp_path, VOCAB[:3]))
-    refuses("tokenizer_config.json cannot be used", WordPiece.read, write(tmp_path, config="{"))
+    refuses("tokenizer_config.json cannot be read", WordPiece.read, write(tmp_path, config="{"))
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
-    refuses("vocab.txt or tokenizer_config.json cannot be used", WordPiece.read, tmp_path)
+    refuses("vocab.txt cannot be read .*utf-8", WordPiece.read, tmp_path)
 
 
 @pytest.mark.parametrize("config", ['{"do_lower_case": "false"}', '{"strip_accents": false}',
                                     '{"tokenize_chinese_chars": false}',
-                                    '{"do_lower_case": false, "strip_accents": true}'])
+                                    '{"do_lower_case": false, "strip_accents": true}',
+                                    '{"do_basic_tokenize": false}', '{"wordpieces_prefix": "@"}',
+                                    '{"word_tokenizer_type": "mecab"}', '{"do_lower_case": []}',
+                                    '{"subword_tokenizer_type": "character"}'])
 def test_settings_that_change_ids_are_refused(tmp_path, config):
     with pytest.raises(BadInput, match="makes other ids than we do"):
         WordPiece.read(write(tmp_path, config=config))

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 import encoders
 import reference
-from encoders import published as checkpoints, safetensors
+from encoders import configs, safetensors
 from errors import BadInput
 from files import damage, published_vit
 from support import refuses
 
-KINDS = {"vit": checkpoints.HALF, "deit": checkpoints.IMAGENET, "dinov2": checkpoints.IMAGENET}
+KINDS = {"vit": configs.HALF, "deit": configs.IMAGENET, "dinov2": configs.IMAGENET}
 
 
 def compare(folder, kind, heads, patch, eps, image, tolerance):
@@ -102,7 +102,12 @@ def entry(begin, end, shape=(2,), dtype="F32"):
     ({"a": entry(0, 8), "b": entry(4, 12)}, b"0" * 12, "tensor b overlaps"),
     ({"a": entry(0, 8), "b": entry(12, 20)}, b"0" * 20, "tensor b overlaps another, leaves a gap"),
     ({"a": entry(0, 8, (3,))}, b"0" * 8, "wrong length"),
-    ({"a": entry(0, 8, dtype="F99")}, b"0" * 8, "F99"),
+    ({"a": entry(0, 8, dtype="F99")}, b"0" * 8, "has tensors of F99: convert them to F32"),
+    ({"a": entry(0, 2, dtype="F8_E4M3")}, b"12", "has tensors of F8_E4M3: convert"),
+    ({"a": entry(0, 4, dtype="U16"), "b": entry(4, 20, dtype="C64")}, b"0" * 20, "of C64, U16: "),
+    ({"a": entry(0, 8, dtype=5)}, b"0" * 8, "has tensors of 5: "),
+    ({"a": entry(0, 8, (-1, -2))}, b"0" * 8, "no complete safetensors file"),
+    (b"[" * 100_000, b"", "no complete safetensors file"),
     ({"a": {"dtype": "F32"}}, b"", "data_offsets"),
     (b"{not json", b"", "no complete safetensors file"),
     (b"[]", b"", "no complete safetensors file"),
@@ -121,6 +126,10 @@ def test_files_without_a_whole_header_are_refused(tmp_path, content):
     (lambda t: t.pop("vit.layernorm.weight"), "lacks 1 tensors: norm.weight"),
     (lambda t: t.update(extra=torch.zeros(1)), "has unexpected 1 tensors: extra"),
     (lambda t: t.update({"vit.layernorm.bias": torch.zeros(5)}), r"norm.bias has shape \(5,\)"),
+    (lambda t: t.update({"vit.embeddings.cls_token": torch.tensor(1.)}),
+     r"cls_token has shape \(\)"),
+    (lambda t: t.update({"vit.embeddings.position_embeddings": torch.zeros(1, 0)}),
+     r"position has shape \(1, 0\)"),
 ])
 def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
     folder = published_vit(tmp_path / "m", "vit")
@@ -129,10 +138,10 @@ def test_a_checkpoint_must_fit_its_config(tmp_path, change, told):
 
 
 @pytest.mark.parametrize("config, told", [
-    ("{", "config.json cannot be used"),
-    ('{"model_type": "vit"}', "hidden_size"),
+    ("{", "config.json cannot be read"),
+    ('{"model_type": "vit"}', "lacks 160 tensors"),
     ('{"model_type": "dinov3"}', "did you mean 'dinov2'"),
-    ('{"model_type": "vit", "hidden_act": "relu"}', "only the GELU MLP"),
+    ('{"model_type": "vit", "hidden_act": "relu"}', "hidden_act .relu.: it must be gelu"),
 ])
 def test_config_errors(tmp_path, config, told):
     folder = published_vit(tmp_path / "m", "vit")
@@ -145,4 +154,8 @@ def test_other_load_errors(tmp_path):
     with pytest.raises(BadInput, match="no multiple of the patch size 7"):
         encoders.load(published_vit(tmp_path / "m", "vit"), size=30)
     (tmp_path / "m" / "model.safetensors").unlink()
+    (tmp_path / "m" / "model.safetensors").mkdir()
+    refuses("model.safetensors is no complete safetensors file .*directory", encoders.load,
+            tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rmdir()
     refuses("has no model.safetensors", encoders.load, tmp_path / "m")

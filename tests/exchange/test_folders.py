@@ -233,13 +233,17 @@ DAMAGE = {
     "cut short": (lambda f: cut(f / ADAPTER), "no complete safetensors"),
     "run.json cut": (lambda f: cut(f / "run.json"), "run.json cannot be read"),
     "run.json a list": (lambda f: (f / "run.json").write_text("[1]"), "no JSON object"),
-    "run.json lacks": (lambda f: (f / "run.json").write_text("{}"), "lacks base"),
+    "run.json lacks": (lambda f: (f / "run.json").write_text("{}"), "run lacks base"),
     "config cut": (lambda f: cut(f / CONFIG), f"{CONFIG} cannot be read"),
     "rank": (lambda f: rewrite(f / CONFIG, r=4), "says r 4"),
     "alpha": (lambda f: rewrite(f / CONFIG, lora_alpha=4), "says lora_alpha 4"),
     "scale": (lambda f: rewrite(f / CONFIG, use_rslora=True), "says use_rslora True"),
     "bias": (lambda f: rewrite(f / CONFIG, bias="all"), "says bias 'all'"),
     "type": (lambda f: rewrite(f / CONFIG, peft_type="LOHA"), "says peft_type 'LOHA'"),
+    "no rank": (lambda f: rewrite(f / CONFIG, r=None), "says r None, and only 3"),
+    "unknown": (lambda f: rewrite(f / CONFIG, use_mystery=2), "says 'use_mystery' 2"),
+    "setting": (lambda f: rewrite(f / "run.json", setting={"task": "digits"}), "setting lacks ada"),
+    "result": (lambda f: rewrite(f / "run.json", result=[1]), "result lacks test, val"),
     "a factor": (lambda f: drop(f / ADAPTER, "layers.1.mlp.fc1.lora_B"), "for blocks.1.fc1"),
     "a head": (lambda f: drop(f / "heads.safetensors", "c"), "heads.safetensors"),
     "a start": (lambda f: drop(f / "run.safetensors", "start/"), "run.safetensors"),
@@ -398,10 +402,19 @@ def foreign(folder, names="memory", prefix="", **changes):
 QV = ["--adapter", "lora", "--targets", "q,v", "--rank", 2, "--alpha", 6]
 
 
+# LoraConfig(...).to_dict() of peft 0.21.2, where other than null; and a key of a later one
+TRAINING = {"task_type": "FEATURE_EXTRACTION", "peft_version": "0.21.2", "lora_dropout": 0.05,
+            "inference_mode": True, "revision": "main", "base_model_name_or_path": "x",
+            "auto_mapping": {"base_model_class": "ViTModel"}, "megatron_core": "megatron.core",
+            "qalora_group_size": 16, "init_lora_weights": "eva", "eva_config": {"rho": 2.0},
+            "exclude_modules": ["k"], "layers_to_transform": [0, 1], "layers_pattern": "layers",
+            "rank_pattern": {}, "loftq_config": {}, "fan_in_fan_out": False, "later": None}
+
+
 @pytest.mark.parametrize("names, prefix", [("memory", ""), ("files", ""), ("memory", "vit."),
                                            ("files", "vit.")])
 def test_training_starts_at_the_values_of_the_folder(command, tmp_path, tiny, names, prefix):
-    folder, values = foreign(tmp_path / "peft", names, prefix)
+    folder, values = foreign(tmp_path / "peft", names, prefix, **TRAINING)
     code, _, err = command(train.main, "--model", tiny, "--init", folder, *QV, "--steps", 2,
                            "--limit", 20, "--out", tmp_path / "run")
     assert code == 0, err
@@ -429,6 +442,20 @@ REFUSED = {
     "both": ({"use_dora": True, "use_rslora": True}, [], "no adapter here is"),
     "r": ({"r": 4}, ["--rank", 4], "says rank 4"),
     "folder": ({}, ["--init", "nowhere"], "adapter_config.json cannot be read"),
+    "unknown": ({"use_mystery": True}, [], "says 'use_mystery' True, which is not known here"),
+    "transposed": ({"fan_in_fan_out": True}, [], "says 'fan_in_fan_out' True"),
+    "kasa": ({"kasa_config": {"beta": 0.1}}, [], "says 'kasa_config'"),
+    "megatron": ({"megatron_config": {"a": 1}}, [], "says 'megatron_config'"),
+    "blocks": ({"use_bdlora": {"nblocks": 2}}, [], "says 'use_bdlora'"),
+    "replicated": ({"layer_replication": [[0, 2]]}, [], "says layer_replication"),
+    "lora_bias": ({"lora_bias": True}, [], "says lora_bias True"),
+    "alphas": ({"alpha_pattern": {"q_proj": 3}}, [], "says alpha_pattern"),
+    "text": ({"use_dora": "no"}, ["--adapter", "dora"], "says use_dora 'no'"),
+    "no rank": ({"r": 0}, [], "says r 0 and lora_alpha 6"),
+    "odd rank": ({"r": "2"}, [], "says r '2'"),
+    "odd alpha": ({"lora_alpha": None}, [], "lora_alpha None"),
+    "odd type": ({"peft_type": ["LORA"]}, [], "says peft_type ['LORA']"),
+    "odd start": ({"init_lora_weights": ["pissa"]}, [], "says init_lora_weights ['pissa']"),
     "layer": ({}, ["--targets", "fc1,fc2"], "adapts what the run does not"),
 }
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import eval as evaluation
 import train
 from experiment import run_folder
-from support import QUICK
+from support import QUICK, make_run, refuses
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,3 +101,38 @@ def test_a_run_killed_before_its_first_file_can_go_on(command, tiny, tmp_path, f
     assert command(train.main, *words)[0] == 0
     assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == [
         "adapter.pt", "config.json", "log.csv", "result.json"]
+
+
+CONTENTS = {"empty": b"", "list": b"[1]", "null": b"null", "cut": b'{"val": 0.5, ',
+            "latin": b"\xe9"}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_damaged_small_file_of_a_run_is_named_in_one_line(command, tiny, tmp_path, content):
+    run = make_run(tmp_path / "mine", tiny, "lora")["folder"]
+    (run / "result.json").write_bytes(content)
+    code, _, err = command(evaluation.main, run)
+    assert (code, err.count("\n")) == (2, 1) and f"{run}/result.json cannot be read" in err
+    (run / "result.json").write_text('{"val": 0.5}')
+    assert "lacks val and test" in command(evaluation.main, run)[2]
+    begun = tmp_path / "begun.partial"
+    begun.mkdir()
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "begun"]
+    (begun / "config.json").write_bytes(content)
+    code, _, err = command(train.main, *words, "--resume")
+    assert (code, err.count("\n")) == (2, 1) and f"{begun}/config.json cannot be read" in err
+    (begun / "config.json").write_text('{"task": "digits"}')
+    code, _, err = command(train.main, *words, "--resume")
+    assert (code, err.count("\n")) == (2, 1) and "was made with other settings" in err
+    (begun / "config.json").write_bytes(content)
+    assert command(train.main, *words, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.97])
+def test_one_changed_byte_of_an_adapter_is_noticed(tiny, tmp_path, place):
+    """Also among the tensors, where torch.load sees nothing."""
+    file = make_run(tmp_path / "mine", tiny, "full")["folder"] / "adapter.pt"
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+    refuses("adapter.pt is not a complete file of tensors", run_folder.load, tmp_path / "mine")

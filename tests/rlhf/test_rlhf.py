@@ -160,11 +160,11 @@ def test_a_policy_learns_what_its_reward_model_says(backbone):
 
 def test_what_is_measured(backbone):
     """The anchor against itself: KL exactly 0; the win rate counts ties half."""
-    got = policy.measure(policy.Policy(backbone, backbone), None, "short")
+    got = policy.measure(policy.Policy(backbone, backbone), None, "short", "val")
     assert got["kl"] == 0 and 0.3 < got["win"] < 0.7
     model, _ = adapt(lora.twin(backbone), "lora", generator=torch.Generator().manual_seed(0))
     perturb(model)
-    assert policy.measure(policy.Policy(backbone, model), None, "short")["kl"] > 0
+    assert policy.measure(policy.Policy(backbone, model), None, "short", "val")["kl"] > 0
 
 
 # ---- the command ---------------------------------------------------------------------------------

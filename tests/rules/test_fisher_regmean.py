@@ -5,7 +5,7 @@ import torch
 
 from merge import RULES
 from rules import fisher
-from rules.regmean import shrunk
+from rules.regmean import grams, shrunk
 from support import close
 
 f64 = torch.float64
@@ -64,6 +64,24 @@ def test_normalised_fisher_ignores_the_scale_of_one_model(monkeypatch):
     close(one, other)
 
 
+@pytest.mark.parametrize("fishers, keywords, w, v", [
+    # means 3 and 2, floors 1.5 and 1: (8 1 + 2 3) / 10 and (1.5 1 + 2 3) / 3.5
+    ([([8.0, 0], [1.0]), ([2.0, 2], [2.0])], dict(floor=0.5, normalize=False), [1.4, 15 / 7],
+     [15 / 7]),
+    # lengths 5 and 3: weights (.6, 0, .8) and (2/3, 1/3, 2/3)
+    ([([3.0, 0], [4.0]), ([2.0, 1], [2.0])], dict(floor=0.0), [2.6 / (0.6 + 2 / 3), 3.0],
+     [2.8 / (0.8 + 2 / 3)])])
+def test_floor_and_length_are_over_the_whole_model(monkeypatch, fishers, keywords, w, v):
+    """theta = 1 and 3 in two tensors of different sizes."""
+    given = iter([{"w": tensor(a), "v": tensor(b)} for a, b in fishers])
+    monkeypatch.setattr(fisher, "diagonal_fisher", lambda *arguments: next(given))
+    zero = {"w": tensor([0.0, 0]), "v": tensor([0.0])}
+    taus = [{k: t + size for k, t in zero.items()} for size in (1.0, 3.0)]
+    merged = RULES["fisher"](zero, taus, functions=[None] * 2, batches=[zero["w"]] * 2, **keywords)
+    close(merged["w"], tensor(w))
+    close(merged["v"], tensor(v))
+
+
 # ---- RegMean -------------------------------------------------------------------------------------
 
 def rows(*gram):
@@ -101,6 +119,14 @@ def test_regmean_is_least_squares_on_the_stacked_examples():
     close(regmean(W, X, shrink=1.0), fit, atol=1e-5, rtol=0)
     close(regmean([W[0], W[0]], X), W[0], atol=1e-5, rtol=0)
     close(regmean(W, [X[0], X[0]]), sum(W) / 2, atol=1e-5, rtol=0)
+
+
+def test_gram_is_the_mean_square_over_all_chunks():
+    """99 rows of (1, 0) and one of (0, 2), in chunks of 64 and 36."""
+    X = tensor([[1.0, 0]] * 99 + [[0.0, 2]])
+    G = grams(lambda params, x: {"w": x, "other": x}, {}, X, {"w"})
+    assert G.keys() == {"w"} and G["w"].dtype == f64
+    close(G["w"], tensor([[0.99, 0], [0, 0.04]]))
 
 
 def test_regmean_uses_only_the_first_examples():

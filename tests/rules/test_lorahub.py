@@ -1,5 +1,6 @@
 """CMA-ES on known functions, and LoRAHub on known objectives."""
 
+import math
 
 import pytest
 import torch
@@ -131,3 +132,33 @@ def test_the_rates_of_cma_es_by_hand():
     assert (size, len(w)) == (10, 5) and w[0].item() == pytest.approx(0.4563, abs=1e-4)
     assert [mu, c_s, d_s, c_c, c_1, c_mu] == pytest.approx(
         [3.1673, 0.28443, 1.28443, 0.29499, 0.015284, 0.020151], rel=2e-3)
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.0])
+def test_cma_es_on_a_line_is_its_equations(slope):
+    """One dimension: C, p_s and p_c are numbers, and every population follows from the one before
+    by arXiv:1604.00772, eq. 24 to 47. Going down a line |p_s| grows long and h is 0, on a plain of
+    equal losses it is not; in one dimension the best half is the best two of four."""
+    low, high, seed, sigma = -1e9, 1e9, 3, 0.5
+    seen, draws = [], torch.Generator().manual_seed(seed)
+    cma_es(lambda x: seen.append(x.item()) or slope * x.item(), 1, budget=1 + 4 * 12, low=low,
+           high=high, seed=seed, sigma=sigma, start=[0.0])
+    size, w, mu, c_s, d_s, c_c, c_1, c_mu = lorahub.rates(1)
+    w1, w2 = w.tolist()
+    chi, m, C, p_s, p_c, short = 1 - 1 / 4 + 1 / 21, 0.0, 1.0, 0.0, 0.0, []
+    for g in range(1, 13):
+        z = torch.randn(4, 1, generator=draws, dtype=f64).flatten().tolist()
+        x = seen[4 * g - 3:4 * g + 1]
+        assert x == pytest.approx([m + sigma * C ** 0.5 * v for v in z], rel=1e-9)
+        best = sorted(x)[:2] if slope else x[:2]
+        y1, y2 = ((v - m) / sigma for v in best)
+        step = w1 * y1 + w2 * y2
+        m += sigma * step
+        p_s = (1 - c_s) * p_s + (c_s * (2 - c_s) * mu) ** 0.5 * step / C ** 0.5
+        h = abs(p_s) / (1 - (1 - c_s) ** (2 * g)) ** 0.5 < (1.4 + 2 / 2) * chi
+        p_c = (1 - c_c) * p_c + (h and (c_c * (2 - c_c) * mu) ** 0.5 * step)
+        C = ((1 - c_1 - c_mu) * C + c_1 * (p_c ** 2 + (0 if h else c_c * (2 - c_c) * C))
+             + c_mu * (w1 * y1 ** 2 + w2 * y2 ** 2))
+        sigma *= math.exp(c_s / d_s * (abs(p_s) / chi - 1))
+        short.append(h)
+    assert size == 4 and any(short) and all(short) == (not slope)

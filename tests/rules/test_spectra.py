@@ -52,12 +52,27 @@ def test_tsv_keeps_the_share_of_the_rank():
     close(merged("tsv", diagonal(5, 4, 1, 0), diagonal(0, 0, 0, 7)), diagonal(5, 4, 0, 7))
 
 
+def test_tsv_shares_out_the_shorter_side():
+    """Two tasks on 2 x 5, one triplet each: the 1 of the first makes room for the 3."""
+    a, b = (torch.nn.functional.pad(diagonal(*d), (0, 3)) for d in ((5, 1), (0, 3)))
+    close(merged("tsv", a, b), torch.nn.functional.pad(diagonal(5, 3), (0, 3)))
+    close(merged("tsv", a.T, b.T), torch.nn.functional.pad(diagonal(5, 3), (0, 3)).T)
+
+
 def test_tsv_directions_become_orthonormal():
     """u1 = e1 and u2 at 60 degrees: the polar factor turns each by 15 degrees, like Loewdin's."""
     u = torch.tensor([[1.0, 0.5], [0.0, 0.75 ** 0.5]], dtype=torch.float64)
     P = spectra.polar(u)
     close(P.T @ P, torch.eye(2, dtype=torch.float64))
     close((P * u).sum(0), torch.full((2,), torch.pi / 12, dtype=torch.float64).cos())
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+def test_noise_is_measured_against_the_largest_singular_value(scale):
+    """1 and 2e-6 are directions, 5e-7 is none, whatever the unit."""
+    U, S, V = spectra.spectrum(scale * diagonal(1, 2e-6, 5e-7))
+    assert U.shape == V.shape == (3, 2)
+    close(S / scale, torch.tensor([1, 2e-6], dtype=torch.float64))
 
 
 def test_iso_c_by_hand_and_its_nuclear_norm():

@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import hashlib
-import sys
 
 import numpy as np
 import pytest
@@ -243,50 +242,30 @@ def test_mrpc_and_ag_news(tmp_path):
     assert texts == ["title text"] and labels.tolist() == [3]
 
 
-def test_a_table_of_ones_own(tmp_path):
-    """Labels are numbered in the sorted order of train; one that train lacks is refused."""
-    rows = [("x", "tea"), ("y", "ale")] * 10
-    (tmp_path / "train.tsv").write_text(table(("sentence", "label"), *rows))
-    (tmp_path / "dev.tsv").write_text(table(("sentence", "label"), ("z", "ale"), ("w", "tea")))
-    texts, labels = data.load("mine", "test", str(tmp_path), encode=lambda texts: texts)
-    assert texts == ["z", "w"] and labels.tolist() == [0, 1]
-    assert data.classes("mine", str(tmp_path)) == 2
-    refuses("mine is a task of texts: give it a text model", data.load, "mine", "test",
-            str(tmp_path))
-    (tmp_path / "dev.tsv").write_text(table(("sentence", "label"), ("z", "gin")))
-    published.read.cache_clear()
-    refuses("the label 'gin', the task has ale, tea", data.check, "mine", str(tmp_path))
+def test_a_broken_line_of_a_published_table_is_left_out_aloud(tmp_path, capsys):
+    """A question with a line break in it made two short lines of one; more are damage."""
+    archive, folder, header, row, *_ = GLUE["qqp"]
+    for broken, rows in ((1, 20), (3, 3000)):
+        lines = [row] * rows + [("7", "8", "Why")] * broken + [row] * 10
+        zipped(tmp_path / archive, {f"{folder}/train.tsv": table(header, *lines),
+                                    f"{folder}/dev.tsv": table(header, row)})
+        published.read.cache_clear()
+        assert len(published.read("qqp", str(tmp_path))[2]["train"][1]) == rows + 10
+        told = f"left out {broken} of {rows + broken + 11} lines"
+        assert told in capsys.readouterr().err
+    for content in (table(header, *lines, *[("7",)]), table(header, row, ("7",), row, ("7",), row),
+                    table(header, *lines[:20], ("7", "8"))[:-1]):              # cut within a line
+        zipped(tmp_path / archive, {f"{folder}/train.tsv": content,
+                                    f"{folder}/dev.tsv": table(header, row)})
+        published.read.cache_clear()
+        refuses("cells and needs 5: it was cut short", data.check, "qqp", str(tmp_path))
 
 
-def test_a_tab_in_a_text_is_not_a_label(tmp_path):
-    for name in ("train.tsv", "dev.tsv"):
-        (tmp_path / name).write_text("sentence\tlabel\na\tx\nb\ttail\tx\n")
-    with pytest.raises(BadInput, match="line 3 has 3 cells and needs 2: .* a text contains a tab"):
-        data.check("mine", str(tmp_path))
+# ---- downloads and folders -----------------------------------------------------------------------
 
-
-# ---- folders and downloads -----------------------------------------------------------------------
-
-def test_folders_that_hold_nothing_known(tmp_path):
-    refuses("has no train-images-idx3-ubyte.*no train.tsv", data.check, "mine", str(tmp_path))
+def test_folders_without_the_files_of_a_known_set(tmp_path):
     refuses("is no folder.*or add --download", data.check, "svhn", str(tmp_path / "missing"))
     refuses("has no train_32x32.mat", data.check, "svhn", str(tmp_path))
-
-
-def test_pictures_in_folders_need_pillow(tmp_path, monkeypatch):
-    for part in ("train", "test"):
-        for c in ("cat", "dog"):
-            (tmp_path / part / c).mkdir(parents=True)
-            for i in range(10):
-                (tmp_path / part / c / f"{i}.ppm").write_bytes(ppm(colours(1, 8)[0]))
-    for hidden in (".DS_Store", "train/.DS_Store", "train/cat/.DS_Store"):
-        (tmp_path / hidden).write_bytes(b"of a file manager")
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "PIL", None)
-        refuses("need Pillow: pip install pillow", data.check, "pets", str(tmp_path))
-    pytest.importorskip("PIL")
-    x, y = data.load("pets", "test", str(tmp_path))
-    assert x.shape == (20, 3, 8, 8) and y.tolist() == [0] * 10 + [1] * 10
 
 
 def test_download_checks_and_leaves_nothing_half(tmp_path, monkeypatch, command):
