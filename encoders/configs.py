@@ -166,7 +166,8 @@ LARGEST = 5_000_000_000                                                      # p
 COUNTS = ("image", "patch", "channels", "width", "depth", "heads", "hidden", "vocab", "positions",
           "types")
 FITS = dict.fromkeys(COUNTS, (count, "a whole number from 1 to 1000000")) | dict.fromkeys(
-    ("pad", "sep", "end"), (lambda v: v == 0 and type(v) is int or count(v), "the number of a token")) | {
+    ("pad", "sep", "end"),
+    (lambda v: v == 0 and type(v) is int or count(v), "the number of a token")) | {
     "eps": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
     "mean": (row, "a list of numbers, one for every channel"),
     "std": (lambda v: row(v) and min(v) > 0, "a list of numbers above 0, one for every channel"),

@@ -40,12 +40,12 @@ def arguments():
     add("--targets", default="all", help="ends of layer names such as q,v")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
     add("--model", default="gpt", help="gpt, or a folder that python -m pretrain gpt made")
-    add("--pairs", type=int, default=2000, help="labelled pairs, one per prompt")
-    add("--reward-steps", type=int, default=200)
+    add("--pairs", type=int, default=3000, help="labelled pairs, one per prompt")
+    add("--reward-steps", type=int, default=300)
     add("--beta", default="0.1", metavar="B,...", help="0 forgets the anchor, 1 stays at it")
     add("--steps", type=int, default=100, help="of the policy")
     add("--batch", type=int, default=64)
-    add("--lr", type=float, help="default: a third of the adapter's own")
+    add("--lr", type=float, help="default: the adapter's own")
     add("--temperature", type=float, default=1.0)
     add("--seed", type=int, default=0)
     add("--out", default="runs/{model}-{adapter}-{reward}-b{beta}-s{seed}")
@@ -90,7 +90,7 @@ def setting_of(args, beta):
             "hp": keys | cli.keywords(args.set, keys, args.adapter), "targets": args.targets,
             "model": os.path.abspath(args.model) if path else args.model, "pairs": args.pairs,
             "reward_steps": args.reward_steps, "beta": beta, "steps": args.steps,
-            "batch": args.batch, "lr": cls.lr[reading] / 3 if args.lr is None else args.lr,
+            "batch": args.batch, "lr": cls.lr[reading] if args.lr is None else args.lr,
             "temperature": args.temperature, "seed": args.seed,
             "quantize": None, "size": None, "random_weights": False, "dtype": "float32"}
 
@@ -145,7 +145,8 @@ def tune(setting, backbone, scorer, judge, out):
                         [("step", *COLUMNS), *log])
     lock.close()
     print(f"-> {out}", flush=True)
-    return result | {"log": log, "examples": ours.write(prompts(backbone, 3, SEEDS["test"]), generator)}
+    examples = ours.write(prompts(backbone, 3, SEEDS["test"]), generator)
+    return result | {"log": log, "examples": examples}
 
 
 def main():

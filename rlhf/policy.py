@@ -98,7 +98,7 @@ def train(policy, scorer, value, beta, lr, steps, batch, seed, look=None):
 @torch.no_grad()
 def measure(policy, scorer, reward, split):
     """What a policy does on the prompts of val or test: win rate against the anchor by the hidden
-    rule, ties a half each, true reward, proxy reward, KL to the anchor in nats, tokens of a text."""
+    rule, ties a half each, true and proxy reward, KL to the anchor in nats, tokens of a text."""
     seed = preferences.SEEDS[split]
     generator = torch.Generator().manual_seed(seed)
     start = prompts(policy.backbone, preferences.HELD_OUT, seed)

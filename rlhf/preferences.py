@@ -1,6 +1,6 @@
 """What people like, and pairs labelled by it. Bradley and Terry (1952), doi 10.2307/2334029
 
-    P(a over b) = sigmoid(r*(a) - r*(b))          r* the hidden reward of one person, a rule below
+    P(a over b) = sigmoid(2 (r*(a) - r*(b)))      r* the hidden reward of one person, a rule below
 
 A pair is two continuations of one prompt, both written by the anchor. No model ever sees r*, only
 which of the two was preferred, with the noise of people who are not sure.
@@ -61,10 +61,15 @@ def prompts(model, n, seed):
     return model.encode([text(rng, opinion) for _ in range(n)])[:, :OPENING]
 
 
+def preferred(a, b):
+    """P(a over b) of true rewards."""
+    return torch.sigmoid(2 * (a - b))
+
+
 def pairs(model, reward, n, seed):
     """(preferred, other), both (n, T), of n prompts; each prompt has one pair."""
     generator, start = torch.Generator().manual_seed(seed), prompts(model, n, seed)
     first, second = (sample(model, model, start, LENGTH, generator=generator) for _ in range(2))
-    p = torch.sigmoid(true_reward(reward, model, first) - true_reward(reward, model, second))
+    p = preferred(true_reward(reward, model, first), true_reward(reward, model, second))
     swap = (torch.rand(n, generator=generator) >= p)[:, None]
     return torch.where(swap, second, first), torch.where(swap, first, second)

@@ -1,10 +1,13 @@
 """A reward model: what people prefer, learnt from pairs. PE-RLHF, arXiv:2403.10704, section 3;
 2203.02155, eq. 1
 
-    loss = - E log sigmoid(r(x, y_w) - r(x, y_l)),       r(x, y) = w . z_T + b
+    loss = - E log sigmoid(r(x, y_w) - r(x, y_l)),       r(x, y) = mean over t of w . z_t + b
 
-Shapes   z_T (D,) hidden state of the last real token · w (D,), b trained with the adapters, the
+Shapes   z_t (D,) hidden state at token t of the text · w (D,), b trained with the adapters, the
          backbone frozen · x the prompt, y_w the preferred and y_l the other continuation
+Differs  The usual r is read at the end token alone. Our small backbone never had to predict what
+         follows an end, so that state says nothing: after as many steps it was right on half of
+         the pairs, and the mean over the tokens on two thirds.
 Note     only differences per prompt are learnt: r + f(x) has the same loss. `standardise` fixes
          mean 0 and standard deviation 1 on texts of the anchor, so that beta has a meaning.
 """
@@ -37,9 +40,9 @@ class Scorer(nn.Module):
         return (self.head(self.model(ids))[..., 0] - self.mean) / self.std           # (B, T)
 
     def score(self, ids):
-        """Of the whole text, (B,): at the last real token."""
-        last = (ids != self.pad).sum(1) - 1
-        return self(ids)[torch.arange(len(ids)), last]
+        """Of the whole text, (B,): the mean over its tokens."""
+        real = (ids != self.pad).float()
+        return (self(ids) * real).sum(1) / real.sum(1)
 
     @torch.no_grad()
     def standardise(self, ids):

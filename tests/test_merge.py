@@ -27,13 +27,15 @@ IDENTITY = {"average": {}, "task_arithmetic": {"lam": 1.0}, "ties": {"density": 
             "adamerging_layer": {"steps": 0, "init": 1.0},
             "adamerging_task_pp": {"steps": 0, "init": 1.0, "density": 1.0},
             "adamerging_layer_pp": {"steps": 0, "init": 1.0, "density": 1.0},
+            "model_stock": {}, "dare_ties": {"drop": 0.0}, "della": {"drop": 0.0, "epsilon": 0.0},
             "emr": {}, "tall": {}, "twin": {"keep": 1.0}}
-# ... but for these: int8 rounds, Iso flattens the spectrum, LoRAHub searches for its coefficients
-NOT_IDENTITY = {"int8", "iso_c", "iso_cts", "lorahub"}
+# ... but for these: int8 rounds, Iso flattens the spectrum, LoRAHub searches for its coefficients,
+# and PCB drops the smallest entry at any density
+NOT_IDENTITY = {"int8", "iso_c", "iso_cts", "lorahub", "pcb"}
 # the first task keeps what it shares; the draws and the batches go by position
-ORDERED = {"gram_schmidt", "dare", "analogy", "lorahub"}
+ORDERED = {"gram_schmidt", "dare", "dare_ties", "della", "analogy", "lorahub"}
 # weighted sums, which look for NaN in their result
-SUMS = {"average", "task_arithmetic"}
+SUMS = {"average", "task_arithmetic", "model_stock"}
 QUICK = {"steps": 3, "budget": 10, "examples": 6}                      # where a rule has the key
 
 

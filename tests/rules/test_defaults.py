@@ -17,6 +17,8 @@ DEFAULTS = {
     "breadcrumbs": {"density": 0.9, "gamma": 0.01, "lam": 0.3},
     "consensus": {"threshold": 0.4, "agree": 2, "lam": 0.3},
     "dare": {"drop": 0.5, "lam": 0.3, "seed": 0},
+    "dare_ties": {"drop": 0.5, "density": 1.0, "agg": "mean", "lam": 1.0, "seed": 0},
+    "della": {"drop": 0.5, "epsilon": 0.1, "lam": 1.0, "seed": 0},
     "emr": {},
     "fisher": {"examples": 32, "normalize": True, "floor": 1e-6},
     "fitted": {"groups": "task", "steps": 60, "lr": 0.02, "batch": 16, "l2": 0.01,
@@ -30,12 +32,15 @@ DEFAULTS = {
     "layerwise": {"coefficients": None, "lam": 1.0},
     "lorahub": {"budget": 40, "l1": 0.05, "bound": 1.5, "shots": 16, "seed": 0},
     "magmax": {"lam": 0.5},
+    "model_stock": {"lam": 1.0},
     "negation": {"lam": 1.0},
+    "pcb": {"density": 0.05, "clip": 0.01, "lam": 1.2},
     "pem": {"signs": None, "lam": 1.0},
     "pleas": {"heads": None, "ridge": 1e-6},
     "regmean": {"examples": 256, "shrink": 0.9},
     "regmean_pp": {"examples": 64, "shrink": 0.9},
     "score_weighted": {"lam": 1.0},
+    "slerp": {"t": 0.5, "lam": 1.0},
     "symmetric_orthogonal": {"lam": 1.0},
     "tall": {"threshold": 0.4},
     "task_arithmetic": {"lam": 0.3, "coefficients": None},
@@ -44,7 +49,7 @@ DEFAULTS = {
     "twin": {"keep": 0.1, "lam": 0.3, "steps": 200, "hidden": 64, "lr": 0.01, "seed": 0},
     "wudi": {"lam": 1.0},
 }
-COUNTS = {"analogy": 3, "interpolation": 2, "pleas": 2}
+COUNTS = {"analogy": 3, "interpolation": 2, "pleas": 2, "slerp": 2}
 SPACES = {"pem": "adapter"} | dict.fromkeys(
     ("iso_c", "iso_cts", "knots", "pleas", "regmean", "regmean_pp", "tsv", "wudi"), "weight")
 
