@@ -3,7 +3,7 @@
 
     loss = - E log sigmoid(r(x, y_w) - r(x, y_l)),       r(x, y) = mean over t of w . z_t + b
 
-Shapes   z_t (D,) hidden state at token t of the text · w (D,), b trained with the adapters, the
+Shapes   z_t (D,) hidden state at token t of y · w (D,), b trained with the adapters, the
          backbone frozen · x the prompt, y_w the preferred and y_l the other continuation
 Differs  The usual r is read at the end token alone. Our small backbone never had to predict what
          follows an end, so that state says nothing: after as many steps it was right on half of
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import lora
 from linearize import adapt, encoder_of, param_groups
+from rlhf.preferences import OPENING
 
 
 class Scorer(nn.Module):
@@ -40,8 +41,9 @@ class Scorer(nn.Module):
         return (self.head(self.model(ids))[..., 0] - self.mean) / self.std           # (B, T)
 
     def score(self, ids):
-        """Of the whole text, (B,): the mean over its tokens."""
+        """Of what follows the prompts, (B,): the mean over its tokens."""
         real = (ids != self.pad).float()
+        real[:, :OPENING] = 0
         return (self(ids) * real).sum(1) / real.sum(1)
 
     @torch.no_grad()

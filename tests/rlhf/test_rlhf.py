@@ -111,7 +111,7 @@ def test_the_anchor_is_the_pretrained_model_to_the_bit(backbone, name):
 
 def test_a_score_is_read_at_the_last_real_token(backbone):
     made = perturb(scorer(backbone))
-    ids = backbone.encode(["the film was good", "anna smiled"])
+    ids = backbone.encode(["the film was good and long", "the meal was bad"])
     padded = torch.cat([ids, torch.zeros(2, 3, dtype=ids.dtype)], 1)
     close(made.score(padded), made.score(ids), atol=1e-6, rtol=0)
     close(made.score(ids[1:]), made.score(ids)[1:], atol=1e-6, rtol=0)
