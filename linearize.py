@@ -22,8 +22,6 @@ Trap     weight decay pulls p towards 0, not towards p0, also where the gradient
          that do not start at zero (A of LoRA) are therefore not decayed: see `undecayed`.
 """
 
-import copy
-
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, jvp
@@ -80,10 +78,6 @@ class LinearizedModel(nn.Module):
     def forward(self, x):
         return self.at(trainable(self.model), x)
 
-    def param_groups(self, groups):
-        """The layers' optimizer groups, without decay where p0 is not zero."""
-        return undecayed(groups, self.model, self.p0)
-
 
 class DualModel(LinearizedModel):
     """The same, faster: a step costs 1.4 LoRA steps, by definition 2.2 (encoders/dual.py).
@@ -95,8 +89,7 @@ class DualModel(LinearizedModel):
 
     def __init__(self, model):
         super().__init__(model)
-        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        twin = copy.deepcopy(model, shared)
+        twin = lora.twin(model)
         for name, layer in adapters(model).items():
             twin.set_submodule(name, DualLayer(layer))
         self.twin = [twin]                     # in a list: not a second model to train or save
@@ -237,6 +230,13 @@ def adapt(encoder, adapter, reading=None, targets=None, *, generator=None, quant
 def encoder_of(model):
     """The encoder itself, out of a LinearizedModel if there is one."""
     return model.model if isinstance(model, LinearizedModel) else model
+
+
+def param_groups(model, lr, wd):
+    """Optimizer groups of all adapters of a model, linearized or not."""
+    layers = adapters(encoder_of(model)).values()
+    groups = [g for layer in layers for g in layer.param_groups(lr, wd)]
+    return undecayed(groups, model.model, model.p0) if model is not encoder_of(model) else groups
 
 
 def set_start(model, start):

@@ -11,6 +11,7 @@ Differs  A starts uniform in +-1/sqrt(in), as in the authors' library; the paper
 `Adapter` is the contract of every file in adapters/. `inject` puts one on every matching nn.Linear.
 """
 
+import copy
 import inspect
 import math
 import sys
@@ -215,6 +216,12 @@ def adapters(model) -> dict[str, Adapter]:
         if isinstance(module, Adapter) and not any(name.startswith(f"{n}.") for n in out):
             out[name] = module
     return out
+
+
+def twin(model):
+    """A second tree of modules on the same tensors, for adapters of its own: no memory but them."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 class NotMergeable(BadInput):

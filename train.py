@@ -29,11 +29,12 @@ import lora
 from encoders.heads import EXAMPLES, HEADS, accuracy, features, place
 from errors import BadInput
 from experiment import cli, run_folder
-from linearize import READINGS, adapt, encoder_of
+from linearize import READINGS, adapt, encoder_of, param_groups
 
 SETTINGS = ("adapter", "hp", "linearize", "quantize", "targets", "init", "model", "size",
             "random_weights", "head", "data", "limit", "steps", "batch", "lr", "wd", "seed",
             "device", "dtype")                                        # of a run, beside its task
+HEAD = {"image": "prototypes", "text": "probe"}                                      # default
 SAVE_EVERY = 50                                                                          # steps
 RANK, PROCESSES = (int(os.environ.get(*v)) for v in (("RANK", 0), ("WORLD_SIZE", 1)))    # torchrun
 
@@ -71,6 +72,7 @@ def train(setting, task, out):
     if len(tasks) > 1:
         result["by_task"] = {name: {"val": val[name], "test": test[name]} for name in tasks}
     heads = {name: head for name, (head, _) in tasks.items()}
+    log = [("step", "loss", "lr"), *log]
     run_folder.save_run(out, setting, model, names, heads, start, result, log)
     print(f"val {base_val:.3f} before training, {result['val']:.3f} after {seconds:.0f} s")
     print(f"test {result['test']:.3f}  ->  {out}", flush=True)
@@ -84,8 +86,7 @@ def fit(model, sets, setting, folder):
     encoder, total = encoder_of(model), setting["steps"] * len(sets)
     layers, params = (list(f(encoder).values()) for f in (lora.adapters, lora.trainable))
     hooks = type(layers[0])
-    groups = [g for layer in layers for g in layer.param_groups(setting["lr"], setting["wd"])]
-    groups = groups if model is encoder else model.param_groups(groups)
+    groups = param_groups(model, setting["lr"], setting["wd"])
     optimizer = torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups])
     log = run_folder.load_progress(folder, model, optimizer)
     if min(len(inputs) for _, inputs, _ in sets) < PROCESSES:
@@ -197,11 +198,13 @@ def resolve(args):
         raise BadInput(f"{args.adapter} is a linearization: --linearize layer or model, "
                        "or take --adapter lora for the plain adapter")
     flags = [f"{k}={getattr(args, k)}" for k in ("rank", "alpha") if getattr(args, k) is not None]
-    head = args.head or {"image": "prototypes", "text": "probe"}[encoders.kind(args.model)]
+    if (kind := encoders.kind(args.model)) not in HEAD:
+        raise BadInput(f"{args.model} is a language model: python -m rlhf trains it")
     hp = keys | cli.keywords(flags + args.set, keys, args.adapter)
     rate = cls.lr[reading] if args.lr is None else args.lr
     path = encoders.find(args.model) == Path(args.model)         # and not a name
-    filled_in = vars(args) | {"hp": hp, "linearize": reading, "head": head, "lr": rate,
+    filled_in = vars(args) | {"hp": hp, "linearize": reading, "lr": rate,
+                              "head": args.head or HEAD[kind],
                               "model": os.path.abspath(args.model) if path else args.model,
                               "device": cli.device(args.device),
                               "targets": cls.targets if args.targets is None else args.targets}

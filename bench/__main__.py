@@ -6,6 +6,7 @@
     python -m bench --rules adamerging                 # one gradient of its coefficients
     python -m bench --growth                           # against rank, depth, batch, tasks
     python -m bench --peft tiny                        # training steps beside the PEFT library
+    python -m bench --rlhf                             # steps of preference tuning
 """
 
 import argparse
@@ -14,7 +15,7 @@ import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import lora
 import merge
 from analysis import plots
-from bench import growth, merging, peft_library, steps
+from bench import growth, merging, peft_library, preference, steps
 from errors import BadInput
 from experiment import cli, run_folder
 from experiment.scoring import RULES
@@ -31,6 +32,7 @@ def main():
     add("--json", metavar="FILE", help="also write the ratios to a file")
     add("--rules", metavar="RULE,...", help="merge rules instead: some, all, or adamerging")
     add("--millions", type=float, default=22, help="parameters, with --rules")
+    add("--rlhf", action="store_true", help="steps of python -m rlhf, LoRA against full")
     add("--growth", action="store_true", help="double rank, depth, batch, tasks")
     add("--plot", metavar="FOLDER", help="draw --growth too (needs matplotlib)")
     add("--peft", choices=["tiny", "small"],
@@ -41,7 +43,7 @@ def main():
         raise BadInput("--rounds 1: quartiles need at least 2")
     if args.plot and not args.growth:
         raise BadInput("--plot draws --growth only: leave it out or add --growth")
-    chosen = [f"--{name}" for name in ("rules", "growth", "peft") if getattr(args, name)]
+    chosen = [f"--{name}" for name in ("rules", "growth", "peft", "rlhf") if getattr(args, name)]
     if len(chosen) > 1:
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
     if args.json:
@@ -50,6 +52,8 @@ def main():
     args.rounds = args.rounds or (5 if args.rules else 10 if args.growth else 20)
     if args.growth:
         growth.growth(args.rounds, plots.folder(args.plot) if args.plot else None)
+    elif args.rlhf:
+        preference.compare(args.batch, args.rounds)
     elif args.peft:
         peft_library.compare(args.peft == "small", args.batch, args.rounds, args.steps)
     elif args.rules == "adamerging":

@@ -84,17 +84,22 @@ class Contender(Step):
 
     def kept(self):
         """Bytes saved for the backward pass of one batch, without the frozen weights."""
-        saved = {}
+        return kept(self.loss, self.frozen)
 
-        def pack(tensor):
-            storage = tensor.untyped_storage()
-            saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss()
-        del loss
-        return sum(size for pointer, size in saved.items() if pointer not in self.frozen)
+def kept(loss, frozen):
+    """Bytes that loss() saves for its backward pass, without storages at the addresses `frozen`."""
+    saved = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        held = loss()
+    del held
+    return sum(size for pointer, size in saved.items() if pointer not in frozen)
 
 
 def compare(variants, batch, rounds, steps):
@@ -114,5 +119,5 @@ def compare(variants, batch, rounds, steps):
                        "kept": kept / base})
     print(f"batch {batch}, {steps} steps in each of {conditions(rounds)}")
     print(tables.table(["adapter", "linearize", "trainable", "ms/step", "time / lora", "MiB kept",
-                     "kept / lora"], lines))
+                        "kept / lora"], lines))
     return ratios

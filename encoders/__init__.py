@@ -73,7 +73,7 @@ def load(name_or_folder, size=None, random_weights=False):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = cls(**config)
-    if model.kind == "text":
+    if model.kind != "image":
         model.read_vocabulary(path)
     file = path / "model.safetensors"
     if not file.exists():

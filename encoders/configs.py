@@ -1,6 +1,6 @@
 """What a config.json says: an encoder and its keywords, or why there is none.
 
-    ours        "model_type": "vit_encoder" or "bert_encoder", then the keywords as they are
+    ours        "model_type": "vit_encoder", "bert_encoder" or "gpt_decoder", then the keywords
     published   Hugging Face's ViT, DeiT, DINOv2, CLIP and BERT: KEYS are the keys we read, DEFAULTS
                 what transformers takes where a file leaves one out
 
@@ -13,10 +13,11 @@ import re
 
 from encoders.bert import BERT
 from encoders.block import ACTIVATIONS
+from encoders.gpt import GPT
 from encoders.vit import ViT
 from errors import BadInput, read_json, unknown
 
-OURS = {"vit_encoder": ViT, "bert_encoder": BERT}
+OURS = {"vit_encoder": ViT, "bert_encoder": BERT, "gpt_decoder": GPT}
 
 SHARED = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads",
           "intermediate_size": "hidden", "layer_norm_eps": "eps"}
@@ -165,7 +166,8 @@ LARGEST = 5_000_000_000                                                      # p
 COUNTS = ("image", "patch", "channels", "width", "depth", "heads", "hidden", "vocab", "positions",
           "types")
 FITS = dict.fromkeys(COUNTS, (count, "a whole number from 1 to 1000000")) | dict.fromkeys(
-    ("pad", "sep"), (lambda v: v == 0 and type(v) is int or count(v), "the number of a token")) | {
+    ("pad", "sep", "end"),
+    (lambda v: v == 0 and type(v) is int or count(v), "the number of a token")) | {
     "eps": (lambda v: number(v) and 0 < v < 1, "a number between 0 and 1"),
     "mean": (row, "a list of numbers, one for every channel"),
     "std": (lambda v: row(v) and min(v) > 0, "a list of numbers above 0, one for every channel"),

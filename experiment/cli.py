@@ -113,12 +113,13 @@ def names(text, what, choices):
 
 # flag -> (least, most, in words): every number of every command line
 COUNTS = ("steps", "batch", "limit", "jobs", "rank", "size", "examples", "rounds", "width", "depth",
-          "heads")
+          "heads", "pairs", "reward_steps")
 RANGES = dict.fromkeys(COUNTS, (1, 10 ** 9, "a whole number of 1 or more")) | {
     "lr": (1e-12, 1e30, "a number above 0"), "alpha": (1e-6, 1e6, "a number above 0"),
     "wd": (0, 1e3, "a number of 0 or more"), "lam": (-1e3, 1e3, "a number such as 0.3"),
     "seed": (0, 2 ** 32 - 1, "a whole number from 0 to 4294967295"),
-    "millions": (0.1, 1e4, "a number above 0.1")}
+    "millions": (0.1, 1e4, "a number above 0.1"), "points": (2, 1e3, "a whole number of 2 or more"),
+    "temperature": (1e-2, 1e3, "a number above 0")}
 
 
 def check_numbers(args):
@@ -126,7 +127,7 @@ def check_numbers(args):
     for name, value in vars(args).items():
         least, most, words = RANGES.get(name, (None, None, None))
         if words and value is not None and not least <= value <= most:
-            raise BadInput(f"--{name} {value}: give {words}")
+            raise BadInput(f"--{name.replace('_', '-')} {value}: give {words}")
 
 
 def device(name):

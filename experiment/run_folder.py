@@ -190,6 +190,7 @@ def save_run(out, setting, model, layers, heads, start, result, log):
     """Write the finished run into <out>.partial and rename it to <out>.
 
     heads   {task: module};  start   the trained tensors before training, from `state`
+    log     rows of log.csv, its header the first
     """
     folder, encoder = partial(out), encoder_of(model)
     trained, buffers = state(model)
@@ -198,7 +199,7 @@ def save_run(out, setting, model, layers, heads, start, result, log):
                   "heads": {task: head.state_dict() for task, head in heads.items()},
                   "base": {"name": encoder.name, "sha256": encoder.sha256}}, folder / "adapter.pt")
     with open(folder / "log.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("step", "loss", "lr"), *log])
+        csv.writer(file).writerows(log)
     write_json(result, folder / "result.json")
     for name in ("resume.pt", "lock"):
         (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
     python -m pretrain --overwrite                   # checkpoints/vit, see vit.py
     python -m pretrain bert --overwrite              # checkpoints/bert, see bert.py
+    python -m pretrain gpt --overwrite               # checkpoints/gpt, see gpt.py
 """
 
 import argparse
@@ -14,11 +15,13 @@ import encoders
 from encoders import safetensors
 from errors import BadInput
 from experiment import cli, run_folder
-from pretrain import bert, vit
+from pretrain import bert, gpt, vit
 
 FILES = {"model.safetensors", "config.json", "vocab.txt"}
-# model -> (its module with make, pretrain and accuracy, --steps, --width, what it sees)
-MODELS = {"vit": (vit, 5000, 192, "scenes"), "bert": (bert, 8000, 128, "texts")}
+# model -> (its module with make, pretrain and accuracy, model_type, --steps, --width, what it sees)
+MODELS = {"vit": (vit, "vit_encoder", 5000, 192, "scenes"),
+          "bert": (bert, "bert_encoder", 8000, 128, "texts"),
+          "gpt": (gpt, "gpt_decoder", 4000, 96, "next words")}
 
 
 def arguments():
@@ -35,7 +38,7 @@ def arguments():
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint")
     args = parser.parse_args()
     cli.check_numbers(args)
-    _, steps, width, _ = MODELS[args.model]
+    _, _, steps, width, _ = MODELS[args.model]
     args.steps = steps if args.steps is None else args.steps
     args.width = width if args.width is None else args.width
     args.out = args.out or encoders.BUILT_IN / args.model
@@ -59,14 +62,14 @@ def check_own(folder):
         made = json.loads((folder / "config.json").read_text())["model_type"]
     except (OSError, ValueError, TypeError, KeyError):
         made = None
-    if names - FILES or made not in (f"{model}_encoder" for model in MODELS):
+    if names - FILES or made not in [model_type for _, model_type, *_ in MODELS.values()]:
         raise BadInput(f"{folder} is no checkpoint made here: --out FOLDER writes elsewhere")
 
 
 def main():
     """Pretrain from the command line and write the folder of the checkpoint."""
     args = arguments()
-    module, _, _, what = MODELS[args.model]
+    module, model_type, *_, what = MODELS[args.model]
     torch.manual_seed(args.seed)
     model, config = module.make(args.width, args.depth, args.heads)
     head = module.pretrain(model, steps=args.steps, lr=args.lr, seed=args.seed)
@@ -76,9 +79,9 @@ def main():
     half = {k: v.half() for k, v in model.state_dict().items()}
     with safetensors.replacing(args.out) as folder:                 # all of it, or nothing
         safetensors.write(half, folder / "model.safetensors")
-        run_folder.write_json({"model_type": f"{args.model}_encoder"} | config,
+        run_folder.write_json({"model_type": model_type} | config,
                               folder / "config.json")
-        if model.kind == "text":
+        if model.kind != "image":
             (folder / "vocab.txt").write_text("\n".join(bert.vocabulary()) + "\n")
     print(f"wrote {args.out}")
 

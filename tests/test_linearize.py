@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import lora
-from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encoder_of, snapshot,
-                       taylor, undecayed)
+from linearize import (DualModel, LinearizedLayer, LinearizedModel, adapt, encoder_of, param_groups,
+                       snapshot, taylor, undecayed)
 from lora import ADAPTERS, NotMergeable
 from support import (SHAPES, adapted, close, displacement, every_adapter, every_weight_edit,
                      inputs, make, moved, perturb, placed, refuses, small, sums_and_differences,
@@ -115,11 +115,7 @@ def test_A_gets_no_gradient_and_survives_weight_decay(encoder, name, reading):
     """B0 = 0: grad A is exactly zero in both readings; AdamW with decay leaves A alone, moves B."""
     model = adapted(encoder, name, reading, away=0)
     inner = encoder_of(model)
-    layers = lora.adapters(inner).values()
-    groups = [g for layer in layers for g in layer.param_groups(1e-2, 0.5)]
-    if reading == "model":
-        groups = model.param_groups(groups)
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(param_groups(model, 1e-2, 0.5))
     before = {n: p.detach().clone() for n, p in lora.trainable(inner).items()}
     x = torch.rand(4, 1, 28, 28, dtype=torch.float64)
     for _ in range(3):

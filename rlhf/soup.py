@@ -1,0 +1,43 @@
+"""Rewarded soups: one policy per reward, and every compromise between them. arXiv:2306.04488
+
+    theta(alpha) = (1 - alpha) theta_a + alpha theta_b,     0 <= alpha <= 1
+
+theta_a and theta_b start from one pretrained model and are tuned on a reward each; nothing is
+trained for the compromises. The rule is `interpolation` of rules/arithmetic.py, in either space of
+experiment/spaces.py. Any other rule without data merges the same two runs.
+
+Note     the authors' code averages the factors A and B of LoRA: that is --space adapter.
+"""
+
+import torch
+from tqdm import tqdm
+
+import merge
+import rules  # noqa: F401  (fills merge.RULES)
+from encoders.gpt import sample
+from experiment import run_folder, spaces, tables
+from rlhf.preferences import HELD_OUT, LENGTH, REWARDS, SEEDS, prompts, true_reward
+
+
+@torch.no_grad()
+def rewards_of(model):
+    """{reward: its true mean} of what a policy writes on the prompts of test."""
+    seed = SEEDS["test"]
+    generator, start = torch.Generator().manual_seed(seed), prompts(model, HELD_OUT, seed)
+    ids = sample(model, model, start, LENGTH, generator=generator)
+    return {name: true_reward(name, model, ids).mean().item() for name in REWARDS}
+
+
+def front(runs, space, points, others):
+    """Print and return the rows [name, alpha, rewards ...] along the line between two runs.
+
+    points   how many values of alpha from 0 to 1;  others   rules to merge by besides
+    """
+    one = spaces.vectors(runs, space)
+    ways = [("interpolation", {"alpha": i / (points - 1)}) for i in range(points)]
+    rows = [["anchor", "-", *rewards_of(run_folder.base_encoder(runs[0])).values()]]
+    for rule, keywords in tqdm([*ways, *((rule, {}) for rule in others)], "soups"):
+        model = one.apply(merge.RULES[rule](one.base, one.taus, **keywords))
+        rows.append([rule, keywords.get("alpha", "-"), *rewards_of(model).values()])
+    print(tables.table(["policy", "alpha", *REWARDS], rows))
+    return rows
