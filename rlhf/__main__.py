@@ -10,6 +10,7 @@ preferences.py has the hidden rewards, reward.py and policy.py the equations, so
 
 import argparse
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def arguments():
     add = parser.add_argument
     add("--reward", choices=REWARDS, default="friendly", help="what people like: preferences.py")
     add("--adapter", default="lora", help="see train.py --list; of reward, policy and value")
-    add("--linearize", choices=READINGS, help="default: a third of the adapter's own")
+    add("--linearize", choices=READINGS, help="default: the adapter's own")
     add("--targets", help="ends of layer names such as q,v, or all (default: the adapter's own)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
     add("--model", default="gpt", help="gpt, or a folder that python -m pretrain gpt made")
@@ -96,11 +97,11 @@ def setting_of(args, beta):
             "quantize": None, "size": None, "random_weights": False, "dtype": "float32"}
 
 
-def out_folder(args, beta):
+def out_folder(args, reward, beta):
     """runs/{model}-{adapter}-{reward}-b{beta}-s{seed}."""
     try:
         return Path(args.out.format(model=Path(args.model).name, adapter=args.adapter,
-                                    beta=f"{beta:g}", reward=args.reward, seed=args.seed))
+                                    beta=f"{beta:g}", reward=reward, seed=args.seed))
     except (KeyError, IndexError, ValueError):
         raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{reward}}, {{beta}} and "
                        "{seed} are filled in") from None
@@ -156,7 +157,7 @@ def main():
     if args.soup:
         soups(args)
         return
-    settings = {out_folder(args, beta): setting_of(args, beta) for beta in args.beta}
+    settings = {out_folder(args, args.reward, b): setting_of(args, b) for b in args.beta}
     todo = {out: s for out, s in settings.items()
             if run_folder.is_open(out, s, args.resume, args.overwrite)}
     for out in todo:
@@ -184,7 +185,9 @@ def main():
     if args.json:
         run_folder.write_json({"reward model": accuracy} | results, args.json)
     other = next(name for name in REWARDS if name != args.reward)
-    print(f"next: python -m rlhf --reward {other}, and --soup with one run of each")
+    both = [str(out_folder(args, name, args.beta[0])) for name in (args.reward, other)]
+    print(f"next: python -m rlhf --reward {other} --adapter {args.adapter}\n"
+          f"then: python -m rlhf --soup {shlex.join(both)}")
 
 
 def soups(args):
