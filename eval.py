@@ -55,7 +55,11 @@ def load(folder):
     if (Path(folder) / "adapter_config.json").is_file():
         from exchange import peft_folder
         return peft_folder.load(folder)
-    return run_folder.load(folder)
+    run = run_folder.load(folder)
+    if not run["heads"]:
+        raise BadInput(f"{folder} is a policy, without a classifier: python -m rlhf --soup merges "
+                       "two of them")
+    return run
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,7 +3,7 @@
     python -m rlhf                                     # friendly texts, LoRA, about 2 minutes
     python -m rlhf --reward short --adapter dora
     python -m rlhf --beta 0,0.1,0.3 --plot figures     # over-optimisation
-    python -m rlhf --soup runs/gpt-lora-friendly-b0.1-s0 runs/gpt-lora-short-b0.1-s0
+    python -m rlhf --soup runs/gpt-lora-friendly-b0.3-s0 runs/gpt-lora-short-b0.3-s0
 
 preferences.py has the hidden rewards, reward.py and policy.py the equations, soup.py the merging.
 """
@@ -43,7 +43,7 @@ def arguments():
     add("--model", default="gpt", help="gpt, or a folder that python -m pretrain gpt made")
     add("--pairs", type=int, default=3000, help="labelled pairs, one per prompt")
     add("--reward-steps", type=int, default=500)
-    add("--beta", default="0.1", metavar="B,...", help="0 forgets the anchor, 1 stays at it")
+    add("--beta", default="0.3", metavar="B,...", help="0 forgets the anchor, 1 stays at it")
     add("--steps", type=int, default=100, help="of the policy")
     add("--batch", type=int, default=64)
     add("--lr", type=float, help="default: a third of the adapter's own")

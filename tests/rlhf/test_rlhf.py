@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import encoders
+import eval
 import lora
 from encoders import safetensors
 from experiment import run_folder
@@ -180,8 +181,10 @@ def test_the_command_trains_policies_and_cooks_a_soup(command, tiny_gpt, tmp_pat
         code, out, err = run(command, tiny_gpt, tmp_path, "--reward", name, "--json",
                              tmp_path / f"{name}.json")
         assert code == 0, err
-    assert "| anchor" in out and "| beta 0.1" in out and "held-out pairs" in out
-    runs = [tmp_path / f"lora-{name}-b0.1-s0" for name in ("friendly", "short")]
+    assert "| anchor" in out and "| beta 0.3" in out and "held-out pairs" in out
+    runs = [tmp_path / f"lora-{name}-b0.3-s0" for name in ("friendly", "short")]
+    code, _, err = command(eval.main, *runs, "--merge", "average")
+    assert code == 2 and "is a policy" in err and "--soup" in err
     assert {p.name for p in runs[0].iterdir()} == {"adapter.pt", "config.json", "log.csv",
                                                     "result.json"}
     log = list(csv.reader((runs[0] / "log.csv").open()))
@@ -215,7 +218,7 @@ def test_the_same_seed_gives_the_same_bits_and_finished_runs_are_skipped(
     code, out, _ = run(command, tiny_gpt, tmp_path / "a", "--beta", "0,0.5", "--resume")
     assert code == 0 and out.count("is finished: skipped") == 2
     code, _, err = run(command, tiny_gpt, tmp_path / "a")
-    assert code == 0                                                 # beta 0.1 is another run
+    assert code == 0                                                 # beta 0.3 is another run
     code, _, err = run(command, tiny_gpt, tmp_path / "a", "--beta", "0")
     assert code == 2 and "exists" in err
 
