@@ -1,6 +1,6 @@
 """Tune a small language model on preferences: pairs -> reward model -> policy. arXiv:2403.10704
 
-    python -m rlhf                                     # friendly texts, LoRA, about 2 minutes
+    python -m rlhf                                     # friendly texts, LoRA, 3 minutes
     python -m rlhf --reward short --adapter dora
     python -m rlhf --beta 0,0.1,0.3 --plot figures     # over-optimisation
     python -m rlhf --soup runs/gpt-lora-friendly-b0.3-s0 runs/gpt-lora-short-b0.3-s0
