@@ -14,7 +14,7 @@ def over_optimisation(results, path):
     plots.curves(lines, "KL(policy || anchor), nats a text", "mean reward",
                  "What the reward model says, and what people like",
                  "A point is a tenth of the training. Where the proxy still rises and the true "
-                 "reward falls, the policy has found what the pairs do not tell.", path)
+                 "reward does not, the policy has found what the pairs do not tell.", path)
 
 
 def front(rows, rewards, path):
