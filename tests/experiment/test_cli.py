@@ -26,6 +26,8 @@ def left_behind(folder):
 @pytest.mark.parametrize("flag", ["--json", "--export", "--plot"])
 def test_a_place_that_cannot_be_written_is_told_before_any_work(
         command, trained, capsys, tmp_path, monkeypatch, flag, place):
+    if flag == "--plot":
+        pytest.importorskip("matplotlib", reason="needs matplotlib: see requirements-figures.txt")
     (run,), words = trained(), ["--analyze", "cosine"] * (flag == "--plot")
     capsys.readouterr()                                                 # what training printed
     monkeypatch.setattr(run_folder, "rebuild", None)                    # no work may begin
