@@ -1,4 +1,4 @@
-"""A policy: texts with a high reward, close to the anchor. PE-RLHF, arXiv:2403.10704, section 3;
+"""A policy: texts with a high reward, close to the anchor. PE-RLHF, arXiv:2403.10704;
 REINFORCE with a baseline, Williams (1992)
 
     J        = E_{y ~ pi(. | x)} [ (1 - beta) r(x, y) ] - beta KL(pi(. | x) || anchor(. | x))
@@ -14,7 +14,7 @@ The anchor is the pretrained model itself. Policy, reward and value are adapters
 tensors (lora.twin), so there is one backbone and no copy. Adapters that start from a part of W0
 (PiSSA and its like) keep what they leave frozen besides.
 
-Differs  One R for the whole text and not one per token. The paper does not print its value loss.
+Note     R is of the whole text, not one per token: the text is one action.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""A reward model: what people prefer, learnt from pairs. PE-RLHF, arXiv:2403.10704, section 3;
+"""A reward model: what people prefer, learnt from pairs. PE-RLHF, arXiv:2403.10704;
 2203.02155, eq. 1
 
     loss = - E log sigmoid(r(x, y_w) - r(x, y_l)),       r(x, y) = mean over t of w . z_t + b
