@@ -76,13 +76,15 @@ def sample(model, head, prompts, length, *, temperature=1.0, generator=None):
     model   ids (B, T) -> hidden states (B, T, D), the GPT or one with adapters
     head    the GPT itself, for its logits, end and pad
     """
-    ids, done = prompts, torch.zeros(len(prompts), dtype=torch.bool, device=prompts.device)
-    for _ in range(length):
-        p = (head.logits(model(ids)[:, -1]) / temperature).softmax(-1)              # (B, V)
-        token = torch.multinomial(p, 1, generator=generator)[:, 0]
-        token = token.masked_fill(done, head.pad)
-        done = done | (token == head.end)
-        ids = torch.cat([ids, token[:, None]], 1)
+    B, P = prompts.shape
+    ids = torch.cat([prompts, prompts.new_full((B, length), head.pad)], 1)
+    live = torch.arange(B, device=ids.device)                                # without an end so far
+    for t in range(P, P + length):
+        p = (head.logits(model(ids[live, :t])[:, -1]) / temperature).softmax(-1)    # (live, V)
+        ids[live, t] = token = torch.multinomial(p, 1, generator=generator)[:, 0]
+        live = live[token != head.end]
+        if not len(live):
+            break
     return ids
 
 
