@@ -8,8 +8,8 @@ section 2.1; 1706.03762
 
 Shapes   ids (B, T) int64: [CLS], words, [SEP] as the end token, then [PAD]
 Differs  The tokens are BERT's, so [CLS] starts a text and [SEP] ends it. Padding stands on the
-         right only, where the causal mask already hides it. Attention is that of block.py, and a
-         new token recomputes all the ones before: no cache, which every adapter would have to know.
+         right only, where the causal mask already hides it. Attention is that of block.py. A new
+         token recomputes all the ones before, because every adapter would have to know a cache.
 """
 
 import torch
