@@ -83,6 +83,13 @@ def load(task, split, folder=None, limit=None, encode=None):
     return (images if images.is_floating_point() else images.float() / 255), labels
 
 
+def prompts(task):
+    """Clean drawings of every class of a drawn task (n, 1, 28, 28) and their labels (n,)."""
+    from tasks import prompts as drawings
+    images, labels = drawings.sample(task)
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+
+
 @lru_cache(maxsize=64)
 def generated(task, split, kind):
     """(inputs, labels, all rows) of a generated task, made once per process."""

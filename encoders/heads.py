@@ -1,11 +1,17 @@
 """Classifiers on frozen features: one per task, fixed before fine-tuning, never merged.
 
-    prototypes   logits_c = 10 cos(f - mu, c_k),   c_k = mean over class k of normalised (f - mu)
+    prompts      logits_k = 10 cos(f - mu, c_k),   c_k = mean over class k of normalised (g - nu)
+    prototypes   the same with g = f
     probe        logits   = W (f - mu) / sigma + b, multinomial logistic regression
 
-Both are fitted to features f (n, D) of the *pretrained* encoder on `train` and stay as they are,
-for every method and after merging: only the encoder is fine-tuned and merged. The prototypes play
-the part of CLIP's text embeddings in the papers: cheap, in closed form, with room to improve on.
+Shapes   f (n, D) features of `train`, mean mu (D,) · g (m, D) features of the clean drawings of
+         tasks/prompts.py, mean nu (D,) · c (K, D)
+Why      prompts are what CLIP's text embeddings are in the papers (2103.00020): no label of the
+         task is used, so fine-tuning has much to learn and merging much to lose. mu centres the
+         pictures, without which one class would get nearly all of them.
+
+All are fitted to the *pretrained* encoder and stay as they are, for every method and after merging:
+only the encoder is fine-tuned and merged.
 """
 
 import torch
@@ -30,6 +36,11 @@ class Prototypes(nn.Module):
         self.mu = features.mean(0)
         one_hot = F.one_hot(labels, len(self.c)).to(features.dtype)                       # (n, K)
         self.c = F.normalize(one_hot.T @ F.normalize(features - self.mu, dim=1), dim=1)
+        return self
+
+    def center(self, features):
+        """Take the mean mu from features (n, D) of other inputs than the class centres."""
+        self.mu = features.mean(0)
         return self
 
     def forward(self, features):
@@ -69,7 +80,7 @@ class Probe(nn.Module):
         return F.linear((features - self.mu) / self.sigma, self.W, self.b)
 
 
-HEADS = {"prototypes": Prototypes, "probe": Probe}
+HEADS = {"prompts": Prototypes, "prototypes": Prototypes, "probe": Probe}
 
 
 def place(inputs, like):

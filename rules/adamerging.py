@@ -10,7 +10,7 @@ Why      entropy needs no labels, so it cannot tell right from wrong: it is just
          input gets the same class.
 Differs  lam is projected onto [0, 1] after the step. The released code clamps in the forward pass,
          and a coefficient that strays outside has no gradient to bring it back. The paper: learning
-         rate 1e-3 and 500 steps; ours is shorter at a larger rate, a minute on a CPU.
+         rate 1e-3 and 500 steps; ours is shorter at a larger rate.
 """
 
 from functools import partial
@@ -36,8 +36,8 @@ def without_conflict(taus, density):
     return [{k: agreeing(tau[k], signs[k]) for k in tau} for tau in trimmed]
 
 
-def adamerging(base, taus, *, functions, batches, groups, density=None, steps=60, lr=0.02, batch=16,
-               init=0.3, seed=0):
+def adamerging(base, taus, *, functions, batches, groups, density=None, steps=150, lr=5e-3,
+               batch=16, init=0.3, seed=0):
     """The merged model at the coefficients of least entropy.
 
     functions  T callables (params, x (B, ...)) -> logits (B, C_t), in evaluation mode

@@ -31,7 +31,8 @@ GLYPHS = {
     "H": "00 04 02 22 20 24", "K": "00 04 02 20 02 24", "T": "00 20 10 14", "X": "00 24 12 20 04",
     "Y": "00 12 20 12 14", "P": "04 00 20 22 02", "C": "20 00 04 24", "arrow": "14 10 02 10 22",
 }
-
+# The faces of a die, places "column row" on a 3x3 lattice.
+FACES = ["11", "00 22", "00 11 22", "00 02 20 22", "00 02 20 22 11", "00 01 02 20 21 22"]
 
 X, Y = np.meshgrid(*[((np.arange(SIZE) + 0.5) * PIXEL - 1).astype(np.float32)] * 2)      # centres
 
@@ -112,6 +113,21 @@ def blobs(shape, x=0, y=0, size=0.5, angle=0, outline=0):
     return np.clip(0.5 - d / PIXEL, 0, 1)
 
 
+def pips(face, shape, x, y, reach, size, angle):
+    """Coverage (n, 28, 28) of a die's face, 0 to 5 for one to six pips; `reach` from its middle to
+    its rows. All (n,) or numbers."""
+    places = [FACES[f].split() for f in range(6)]
+    lattice = np.array([[[int(c) - 1 for c in p] for p in (row + row[:1] * 6)[:6]]
+                        for row in places])[face]                                    # (n, 6, 2)
+    u, v = np.moveaxis(lattice * np.reshape(reach, (-1, 1, 1)), 2, 0)
+    cos, sin = np.cos(angle), np.sin(angle)
+    alpha = np.zeros((len(face), SIZE, SIZE), np.float32)
+    for i in range(6):
+        alpha = np.maximum(alpha, blobs(shape, x + u[:, i] * cos - v[:, i] * sin,
+                                        y + u[:, i] * sin + v[:, i] * cos, size, angle))
+    return alpha
+
+
 def textures(rng, texture, angle, frequency):
     """Backgrounds (n, 28, 28) in [0, 1], texture (n,); frequency in cycles over the picture."""
     out = np.empty((len(texture), SIZE, SIZE), np.float32)
@@ -160,16 +176,16 @@ def apart(rng, n, least):
 
 
 def digits(rng, y):
-    """The digit in the middle, between two others that the frame cuts off; low contrast."""
+    """The digit in the middle, between two others that the frame cuts off."""
     n, glyph = len(y), np.stack([segments(str(d)) for d in range(10)])
-    pose = lambda: dict(y=rng.uniform(-0.15, 0.15, n), scale=rng.uniform(0.42, 0.6, n),
+    pose = lambda: dict(y=rng.uniform(-0.15, 0.15, n), scale=rng.uniform(0.35, 0.5, n),
                         angle=rng.uniform(-0.25, 0.25, n), shear=rng.uniform(-0.3, 0.3, n),
-                        width=rng.uniform(0.12, 0.24, n))
+                        width=rng.uniform(0.12, 0.2, n))
     alpha = strokes(glyph[y], x=rng.uniform(-0.12, 0.12, n), **pose())
     for side in (-1, 1):
         neighbour = glyph[rng.integers(0, 10, n)]
-        alpha = np.maximum(alpha, strokes(neighbour, x=side * rng.uniform(0.95, 1.15, n), **pose()))
-    return finish(rng, alpha, contrast=rng.uniform(0.3, 0.9, n), noise=rng.uniform(0.08, 0.18, n))
+        alpha = np.maximum(alpha, strokes(neighbour, x=side * rng.uniform(1.05, 1.25, n), **pose()))
+    return finish(rng, alpha, contrast=rng.uniform(0.5, 1, n), noise=rng.uniform(0.04, 0.12, n))
 
 
 def letters(rng, y):
@@ -182,12 +198,13 @@ def letters(rng, y):
 
 
 def texture_kinds(rng, y):
-    """The dominant one (.62) of two blended textures, full contrast."""
+    """The dominant one (.8) of two blended textures, noisy and of any contrast."""
     n = len(y)
     other = (y + rng.integers(1, 8, n)) % 8
     look = lambda texture: textures(rng, texture, rng.uniform(0, np.pi, n), rng.uniform(3, 8, n))
-    blend = 0.62 * look(y) + 0.38 * look(other)
-    return finish(rng, np.zeros((n, SIZE, SIZE)), blend, noise=rng.uniform(0.05, 0.15, n))
+    blend = 0.8 * look(y) + 0.2 * look(other)
+    return finish(rng, np.zeros((n, SIZE, SIZE)), blend, rng.uniform(0.5, 1, n),
+                  rng.uniform(0.1, 0.2, n))
 
 
 def stripes(rng, y):
@@ -217,15 +234,11 @@ def shapes(rng, y):
 
 
 def count(rng, y):
-    """One to seven small discs or squares in the cells of a 3x3 board."""
-    n, shape = len(y), rng.integers(0, 2, len(y))
-    cells, alpha = rng.random((n, 9)).argsort(1), np.zeros((n, SIZE, SIZE))
-    size = rng.uniform(0.13, 0.2, n)
-    for i in range(7):
-        x, v = (cells[:, i] % 3 - 1) * 0.62, (cells[:, i] // 3 - 1) * 0.62
-        jx, jv = rng.uniform(-0.1, 0.1, (2, n))
-        alpha = np.where((i <= y)[:, None, None],
-                         np.maximum(alpha, blobs(shape, x + jx, v + jv, size)), alpha)
+    """The face of a die with one to six pips, discs or squares, turned by up to 23 degrees."""
+    n = len(y)
+    x, v = rng.uniform(-0.2, 0.2, (2, n))
+    alpha = pips(y, rng.integers(0, 2, n), x, v, rng.uniform(0.42, 0.55, n),
+                 rng.uniform(0.13, 0.19, n), rng.uniform(-0.4, 0.4, n))
     return finish(rng, alpha, contrast=rng.uniform(0.5, 1, n), noise=rng.uniform(0.08, 0.2, n))
 
 
@@ -253,13 +266,13 @@ def arrows(rng, y):
     alpha = strokes(np.broadcast_to(glyph, (n, 8, 4)), x * 0.5, v * 0.5, rng.uniform(0.3, 0.45, n),
                     heading, width=rng.uniform(0.12, 0.2, n))
     alpha = np.maximum(alpha, strokes(lattice_walks(rng, n), cx, cy, 0.18, width=0.1))
-    noise = 0.35 * rng.random((n, SIZE, SIZE))
-    return finish(rng, alpha, noise, rng.uniform(0.5, 1, n), rng.uniform(0.05, 0.2, n))
+    noise = 0.25 * rng.random((n, SIZE, SIZE))
+    return finish(rng, alpha, noise, rng.uniform(0.6, 1, n), rng.uniform(0.05, 0.15, n))
 
 
 # name -> (draw, number of classes); the order fixes each task's random stream
 TASKS = {"digits": (digits, 10), "letters": (letters, 10), "textures": (texture_kinds, 8),
-         "stripes": (stripes, 12), "shapes": (shapes, 8), "count": (count, 7),
+         "stripes": (stripes, 12), "shapes": (shapes, 8), "count": (count, 6),
          "relation": (relation, 8), "arrows": (arrows, 12)}
 
 

@@ -6,7 +6,7 @@ import pytest
 import merge
 import rules  # noqa: F401  (fills RULES)
 
-ADAMERGING = {"density": None, "steps": 60, "lr": 0.02, "batch": 16, "init": 0.3, "seed": 0}
+ADAMERGING = {"density": None, "steps": 150, "lr": 5e-3, "batch": 16, "init": 0.3, "seed": 0}
 DEFAULTS = {
     "adamerging_layer": ADAMERGING | {"groups": "tensor"},
     "adamerging_layer_pp": ADAMERGING | {"groups": "tensor", "density": 0.2},

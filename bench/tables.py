@@ -1,0 +1,94 @@
+"""Make the tables and figures of docs/ again, one step at a time; stop and start it as you like.
+
+    python -m bench.tables --list              # the steps, and the commands of each
+    python -m bench.tables --jobs 2            # all of them: hours
+    python -m bench.tables claim rules         # some
+
+A step is a few commands of train.py and eval.py, as the docs print them. What they say goes to
+runs/tables/STEP.txt; a step with that file is done. Runs are made with --resume, so a step that was
+interrupted goes on where it stopped. The docs are written by hand from these files.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from errors import BadInput
+from experiment import cli
+
+HERE = Path(__file__).parents[1]
+SEEDS = range(3)
+GENTLE = "runs/vit-lora_gentle-{task}-s{seed}"
+# what is trained for most tables: name of the runs -> the words of train.py
+KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--adapter l_lora",
+         "lora_gentle": f"--adapter lora --lr 1e-3 --out {GENTLE}"}
+
+
+def each(text, names=KINDS):
+    """The command for every kind of run: KIND stands for its name."""
+    return [text.replace("KIND", name) for name in names]
+
+
+STEPS = {
+    "train": [f"train.py {words} --task all --seed {seed} --resume"
+              for seed in SEEDS for words in KINDS.values()],
+    "joint": [f"train.py --adapter full --task all --joint --seed {seed} --resume"
+              for seed in SEEDS],
+    "claim": each("eval.py runs/vit-KIND-*-s? --by seed --sweep lam=0.1:1:0.1 "
+                  "--merge average,task_arithmetic,ties,tsv,adamerging_layer"),
+    "rules": each("eval.py runs/vit-KIND-*-s? --by seed --merge all --sweep lam=0.1,0.2,0.3,0.5,1 "
+                  "--limit 200", ["full", "lora", "l_lora.model"]),
+    "coefficient": ["eval.py runs/vit-full-*-s? runs/vit-lora-*-s? runs/vit-l_lora.model-*-s? "
+                    "runs/vit-lora_gentle-*-s? --by adapter,seed --merge task_arithmetic "
+                    "--sweep lam=0:1:0.1 --plot docs/figures"],
+}
+
+
+def command(text, jobs):
+    """The words of a command, with the runs that its patterns match and --jobs."""
+    script, *words = text.split()
+    found = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in words]
+    many = ["--jobs", str(jobs)] if jobs > 1 and "--joint" not in words else []
+    return [sys.executable, str(HERE / script), *(w for part in found for w in part), *many]
+
+
+def run(name, jobs, folder):
+    """The commands of a step, one after the other; what they print, into one file at the end."""
+    began, printed = time.time(), []
+    for text in STEPS[name]:
+        print(f"{name}: python {text}", flush=True)
+        done = subprocess.run(command(text, jobs), stdout=subprocess.PIPE, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"} if jobs > 1 else None)
+        if done.returncode:
+            raise BadInput(f"{name}: python {text} ended with exit code {done.returncode}")
+        printed.append(f"$ python {text}\n{done.stdout}")
+    minutes = (time.time() - began) / 60
+    (folder / f"{name}.txt").write_text("\n".join([*printed, f"{minutes:.0f} minutes", ""]))
+    print(f"{name}: {minutes:.0f} minutes  ->  {folder / name}.txt", flush=True)
+
+
+def main():
+    """The steps that are not done."""
+    parser = argparse.ArgumentParser("python -m bench.tables", description=__doc__.splitlines()[0])
+    parser.add_argument("step", nargs="*", metavar="STEP", help="default: all of them")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--list", action="store_true", help="print every command and stop")
+    args = parser.parse_args()
+    cli.check_numbers(args)
+    names = cli.names(",".join(args.step), "step", STEPS) or list(STEPS)
+    if args.list:
+        for name in names:
+            print(name, *(f"    python {text}" for text in STEPS[name]), sep="\n")
+        return
+    folder = Path("runs/tables")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if not (folder / f"{name}.txt").exists():
+            run(name, args.jobs, folder)
+
+
+if __name__ == "__main__":
+    cli.run(main)
