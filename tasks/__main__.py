@@ -1,7 +1,7 @@
 """Show the built-in tasks.
 
     python -m tasks              # four examples of every written task
-    python -m tasks FILE.png     # fourteen examples of every drawn task, one row each
+    python -m tasks FILE.png     # every drawn task, a row: fourteen examples, then four prompts
 """
 
 import argparse
@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-from tasks import drawn, written
+from tasks import drawn, prompts, written
 
 
 def write_png(picture, path):
@@ -31,8 +31,10 @@ def main():
     parser.add_argument("file", nargs="?", metavar="FILE.png", help="draw the image tasks")
     args = parser.parse_args()
     if args.file:
-        rows = [np.hstack([np.pad(image, 1) for image in drawn.sample(task, 14, 101)[0]])
-                for task in drawn.TASKS]
+        gap = np.ones((1, drawn.SIZE, drawn.SIZE // 2))
+        rows = [np.hstack([np.pad(image, 1) for part in (
+            drawn.sample(task, 14, 101)[0], gap, prompts.sample(task)[0][::prompts.EACH][:4])
+            for image in part]) for task in drawn.TASKS]
         try:
             write_png(np.vstack(rows).repeat(2, 0).repeat(2, 1), args.file)
         except OSError as error:
