@@ -35,7 +35,7 @@ class Adapter(nn.Module):
         after_step(layers, step, total_steps)       the optimizer has taken its step
     """
 
-    lr = {"off": 6e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
+    lr = {"off": 1e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
     linearize, targets = "off", "all"                  # without --linearize and --targets
     weight_edit = True                                 # False: there is no delta_weight
     share = before_training = after_backward = after_step = classmethod(lambda cls, *args: None)

@@ -19,7 +19,7 @@ from lora import Adapter, register
 class Full(Adapter):
     """W_eff = W0 + D, nothing low-rank about it. No hyper-parameters."""
 
-    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 3e-4, "layer": 3e-4, "model": 3e-4}
 
     def __init__(self, base):
         super().__init__(base)

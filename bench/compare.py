@@ -3,9 +3,10 @@
     python -m bench.compare --jobs 2           # hours of one core; stop and start it as you like
     python -m bench.compare --adapters dora,vera --jobs 2
 
-For each adapter: seed 0 with every learning rate of one grid, on both tasks; then the other seeds
-with the rate of best mean validation accuracy, and only those runs are read on test. train.py makes
-the runs, in runs/compare; finished ones are not repeated. `python -m bench` gives the step times.
+For each adapter: seed 0 with every learning rate of one grid, on the tasks; then the other seeds
+with the smallest rate within a point of the best mean validation accuracy, and only those runs are
+read on test. train.py makes the runs, in runs/compare; finished ones are not repeated. `python -m
+bench` gives the step times.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def best_rate(args, adapter):
     one point of the best: gentle fine-tuning merges better."""
     val = {rate: statistics.fmean(result["val"] for result in results(args, adapter, rate, 0))
            for rate in args.rates}
-    return min(rate for rate in val if val[rate] >= max(val.values()) - WITHIN)
+    return min(rate for rate in val if val[rate] >= max(val.values()) - WITHIN - 1e-9)
 
 
 def lines_of_code(cls):

@@ -24,7 +24,7 @@ SEEDS = range(3)
 GENTLE = "runs/vit-lora_gentle-{task}-s{seed}"
 # what is trained for most tables: name of the runs -> the words of train.py
 KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--adapter l_lora",
-         "lora_gentle": f"--adapter lora --lr 1e-3 --out {GENTLE}"}
+         "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE}"}
 
 
 def each(text, names=KINDS):
