@@ -3,6 +3,7 @@
 --solutions FOLDER grades the stage files of another folder; one that it lacks counts as blank.
 """
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from grader import hint
+from grader import hint, lines
 
 HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser):
-    parser.addoption("--solutions", type=Path, default=HERE, help="a folder of stage files")
+    with contextlib.suppress(ValueError):     # FOLDER has a copy of this file, the other was first
+        parser.addoption("--solutions", type=Path, default=HERE, help="a folder of stage files")
 
 
 def pytest_configure(config):
@@ -44,17 +46,15 @@ def pytest_runtest_makereport(call):
     return report
 
 
-def pytest_terminal_summary(terminalreporter):
+def pytest_terminal_summary(terminalreporter, config):
     stages, write, stats = {}, terminalreporter.write_line, terminalreporter.stats
     for report in [r for kind in ("passed", "failed", "error") for r in stats.get(kind, [])]:
-        if hasattr(report, "hint"):
-            number = int(re.search(r"test_stage(\d+)", report.nodeid)[1])
-            stages.setdefault(number, []).append(report)
-        else:                                          # a grader that cannot even be imported
+        if not hasattr(report, "hint"):                # a grader that cannot even be imported
             write(report.longreprtext)
+        elif (config.rootpath / report.nodeid.partition("::")[0]).parent == HERE:
+            stages.setdefault(int(re.search(r"stage(\d+)", report.nodeid)[1]), []).append(report)
     for number, points in sorted(stages.items()):
-        write(f"stage {number}: {sum(point.passed for point in points)} of {len(points)}")
-        for line in dict.fromkeys(point.hint for point in points if point.failed):
-            write(f"    {line}")
-    every = sum(stages.values(), [])
-    write(f"total: {sum(point.passed for point in every)} of {len(every)}")
+        score = f"stage {number}: {sum(point.passed for point in points)} of {len(points)}"
+        write("\n    ".join([score, *lines(number, points)]))
+    if every := sum(stages.values(), []):
+        write(f"total: {sum(point.passed for point in every)} of {len(every)}")

@@ -7,7 +7,7 @@ Shapes   x (..., in) -> y (..., out) · W0, W_eff (out, in) · b (out,) or None
          A (rank, in) · B (out, rank)
 Given    alpha is a number; the rank is the number of rows of A
 Start    A is uniform between -1/sqrt(in) and 1/sqrt(in), B is zero, so W_eff = W0 at first
-Rule     change no argument in place
+Rule     modify no argument in place
 """
 
 import torch
@@ -18,24 +18,24 @@ def start(W0, rank, generator):
 
     generator   a torch.Generator, handed to torch.rand: the same seed gives the same A
     """
-    raise NotImplementedError("stage 1: start is blank")
+    raise NotImplementedError("start: blank")
 
 
 def forward(x, W0, b, A, B, alpha):
-    """y (..., out). It needs no product of shape (out, in): x meets A, then B."""
-    raise NotImplementedError("stage 1: forward is blank")
+    """y (..., out). Any order is graded alike; x A^T first is the cheap one, it forms no B A."""
+    raise NotImplementedError("forward: blank")
 
 
 def merge(W0, A, B, alpha):
     """W_eff (out, in)."""
-    raise NotImplementedError("stage 1: merge is blank")
+    raise NotImplementedError("merge: blank")
 
 
 def unmerge(W_eff, A, B, alpha):
     """W0 (out, in), out of a merged weight and the adapter that was merged."""
-    raise NotImplementedError("stage 1: unmerge is blank")
+    raise NotImplementedError("unmerge: blank")
 
 
 def trained(in_features, out_features, rank):
     """How many numbers A and B hold together: an int."""
-    raise NotImplementedError("stage 1: trained is blank")
+    raise NotImplementedError("trained: blank")

@@ -17,19 +17,19 @@ import torch
 
 def pissa_start(W0, rank, s):
     """The pair (A0, B0). torch.linalg.svd(W0, full_matrices=False) returns U, S and V^T."""
-    raise NotImplementedError("stage 2: pissa_start is blank")
+    raise NotImplementedError("pissa_start: blank")
 
 
 def pissa_delta(A, B, A0, B0, s):
     """delta (out, in)."""
-    raise NotImplementedError("stage 2: pissa_delta is blank")
+    raise NotImplementedError("pissa_delta: blank")
 
 
 def dora_start(W0):
     """m (out,) at the start."""
-    raise NotImplementedError("stage 2: dora_start is blank")
+    raise NotImplementedError("dora_start: blank")
 
 
 def dora_weight(W0, m, A, B, s):
     """W_eff (out, in), differentiable in m, A and B."""
-    raise NotImplementedError("stage 2: dora_weight is blank")
+    raise NotImplementedError("dora_weight: blank")

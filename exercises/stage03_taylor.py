@@ -14,7 +14,7 @@ Task vectors t1, t2 superpose where the gap is zero:
 
     gap = [f(p0 + t1 + t2) - f(p0)] - [f(p0 + t1) - f(p0)] - [f(p0 + t2) - f(p0)]
 
-It is zero for the whole, and not for the layers: the last grader shows both with your functions.
+It is zero for the whole, and not for the layers: the last test shows both with your functions.
 
 Shapes   p, p0, t1, t2, dp are dicts name -> tensor with the same keys and shapes
          f (dict) -> tensor · layers is a list of functions (dict, h (B, in)) -> (B, out), each of
@@ -26,19 +26,19 @@ import torch
 
 def taylor(f, p0, p):
     """f_lin(p), a tensor like f(p0)."""
-    raise NotImplementedError("stage 3: taylor is blank")
+    raise NotImplementedError("taylor: blank")
 
 
 def whole(layers, p0, p, x):
     """y (B, out) of the whole network, expanded around p0, at p."""
-    raise NotImplementedError("stage 3: whole is blank")
+    raise NotImplementedError("whole: blank")
 
 
 def layer_by_layer(layers, p0, p, x):
     """y (B, out) of the network whose layers are expanded one by one, around p0, at p."""
-    raise NotImplementedError("stage 3: layer_by_layer is blank")
+    raise NotImplementedError("layer_by_layer: blank")
 
 
 def gap(f, p0, t1, t2):
     """The gap, a tensor like f(p0). f is any function of a dict, expanded or not."""
-    raise NotImplementedError("stage 3: gap is blank")
+    raise NotImplementedError("gap: blank")

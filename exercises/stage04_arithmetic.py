@@ -8,30 +8,30 @@
 
 Shapes   models and task vectors are dicts name -> tensor with the same keys and shapes;
          base is theta_0, taus a list of T task vectors
-Rule     change no argument in place: another merge starts from the same dicts
+Rule     modify no argument in place: another merge starts from the same dicts
 """
 
 
 def task_vector(base, finetuned):
     """tau, a dict, of the two models theta_0 and theta_t."""
-    raise NotImplementedError("stage 4: task_vector is blank")
+    raise NotImplementedError("task_vector: blank")
 
 
 def average(base, taus):
     """theta, a dict."""
-    raise NotImplementedError("stage 4: average is blank")
+    raise NotImplementedError("average: blank")
 
 
 def task_arithmetic(base, taus, *, lam=0.3):
     """theta, a dict."""
-    raise NotImplementedError("stage 4: task_arithmetic is blank")
+    raise NotImplementedError("task_arithmetic: blank")
 
 
 def forget(base, tau, *, lam=1.0):
     """theta, a dict, after forgetting what the one task vector tau had learned."""
-    raise NotImplementedError("stage 4: forget is blank")
+    raise NotImplementedError("forget: blank")
 
 
 def cosine(a, b):
     """The cosine of two task vectors over all tensors together: a tensor of shape ()."""
-    raise NotImplementedError("stage 4: cosine is blank")
+    raise NotImplementedError("cosine: blank")

@@ -19,14 +19,14 @@ import torch
 
 def true_fisher(logits, params, x):
     """F, a dict like params."""
-    raise NotImplementedError("stage 6: true_fisher is blank")
+    raise NotImplementedError("true_fisher: blank")
 
 
 def empirical_fisher(logits, params, x, y):
     """F, a dict like params, for the labels y."""
-    raise NotImplementedError("stage 6: empirical_fisher is blank")
+    raise NotImplementedError("empirical_fisher: blank")
 
 
 def log_trace(fisher):
     """The log-trace (natural logarithm) of a dict F: a tensor of shape ()."""
-    raise NotImplementedError("stage 6: log_trace is blank")
+    raise NotImplementedError("log_trace: blank")

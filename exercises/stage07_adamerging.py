@@ -11,27 +11,28 @@ dL/dtheta, T inner products over all tensors give dL/dlam. So the memory is that
 
 Shapes   base and every tau are dicts name -> tensor with the same keys; taus is a list of T
          lam (T,) · loss (dict of weights) -> a scalar tensor · logits (..., C)
-Rule     change no argument in place; what you return has no graph (requires_grad is False)
+Rule     modify no argument in place; merged, gradient and descend return tensors
+         without a graph, even if lam has one; entropy stays differentiable
 """
 
 import torch
 
 
 def entropy(logits):
-    """H (...), in nats; finite also where a p_c is 0 (log_softmax is)."""
-    raise NotImplementedError("stage 7: entropy is blank")
+    """H (...) in nats: finite for finite logits, even where p_c underflows to 0 (log_softmax)."""
+    raise NotImplementedError("entropy: blank")
 
 
 def merged(base, taus, lam):
     """theta(lam), a dict."""
-    raise NotImplementedError("stage 7: merged is blank")
+    raise NotImplementedError("merged: blank")
 
 
 def gradient(loss, base, taus, lam):
     """dL/dlam (T,), in the dtype of lam, for L = loss(theta(lam))."""
-    raise NotImplementedError("stage 7: gradient is blank")
+    raise NotImplementedError("gradient: blank")
 
 
 def descend(loss, base, taus, lam, *, lr, steps):
     """lam (T,) after `steps` steps."""
-    raise NotImplementedError("stage 7: descend is blank")
+    raise NotImplementedError("descend: blank")

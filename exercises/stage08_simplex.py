@@ -1,4 +1,4 @@
-"""Stage 8: coefficients on the simplex, {lam: lam_t >= 0, sum_t lam_t = 1}, as in rules/fitted.py
+"""Stage 8: coefficients on the simplex, {lam: lam_t >= 0, sum_t lam_t = 1}
 
     projection   P(v) = the point of the simplex nearest to v = max(v - shift, 0), entry by entry,
                  where one number, the shift, makes the entries sum to 1
@@ -16,9 +16,9 @@ import torch
 
 def project(v):
     """P(v) (T,), in the dtype of v, which stays as it is."""
-    raise NotImplementedError("stage 8: project is blank")
+    raise NotImplementedError("project: blank")
 
 
 def search(gradient, tasks, *, lr, steps):
     """lam (T,) in float64 after the last step; gradient (lam (T,)) -> (T,), tasks is T."""
-    raise NotImplementedError("stage 8: search is blank")
+    raise NotImplementedError("search: blank")

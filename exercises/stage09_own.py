@@ -10,7 +10,7 @@ Adapter  a class under `lora.Adapter` and the decorator `@lora.register`; its ke
 Rule     a function under the decorator `@merge.rule()`, signature (base, taus, *, lam=1.0):
              theta = theta_0 + lam (what you make of the task vectors)
          Dicts name -> tensor as in stage 4. One task vector is returned as it is, zero task vectors
-         give base, the order of the tasks does not matter, no argument changes in place, and the
+         give base, the order of the tasks does not matter, no argument is modified, and the
          rule is neither average nor task arithmetic. Ideas: the median, the entry of largest
          magnitude, the mean without the extremes.
 Both     a docstring: its first line is what `train.py --list` and `eval.py --list` show. The files
@@ -28,14 +28,14 @@ class Mine(lora.Adapter):
 
     def __init__(self, base):
         super().__init__(base)
-        raise NotImplementedError("stage 9: the adapter is blank")
+        raise NotImplementedError("adapter: blank")
 
     def delta_weight(self):
-        raise NotImplementedError("stage 9: delta_weight is blank")
+        raise NotImplementedError("delta_weight: blank")
 
     def trainable_count(self):
-        raise NotImplementedError("stage 9: trainable_count is blank")
+        raise NotImplementedError("trainable_count: blank")
 
 
 def mine(base, taus, *, lam=1.0):
-    raise NotImplementedError("stage 9: the rule is blank")
+    raise NotImplementedError("rule: blank")

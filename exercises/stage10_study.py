@@ -47,7 +47,7 @@ def study():
     loaded by load_state_dict(..., strict=False); base has the keys of a task vector and the
     pretrained weights, copied (model.get_parameter(key).detach().clone()).
     """
-    raise NotImplementedError("stage 10: study is blank")
+    raise NotImplementedError("study: blank")
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ def test_pissa_start(stage):
     (layer, W0, _), (least, _, _) = made(PiSSA), made(MiLoRA)
     A0, B0 = stage.pissa_start(W0, 2, 3.0)
     assert A0.shape == (2, 5) and B0.shape == (4, 2), "pissa_start: A0 is (r, in), B0 (out, r)"
-    part = 3 * layer.B0 @ layer.A0
+    part, (U, S, VT) = 3 * layer.B0 @ layer.A0, torch.linalg.svd(W0, full_matrices=False)
     check(3 * B0 @ A0, part, "pissa_start, s B0 A0", {
-        "S_r is not divided by s before the root": 3 * part,
+        "S_r is not divided by s before the root": 3 * part, "S_r is multiplied by s": 9 * part,
+        "it is S_r / s, yours is s / S_r": 9 * U[:, :2] / S[:2] @ VT[:2],
+        "S_r / s is 1: has s, the argument, become the singular values?": 3 * U[:, :2] @ VT[:2],
         "the smallest singular values are taken (MiLoRA does)": 3 * least.B0 @ least.A0})
     a, b = A0.norm(dim=1), B0.norm(dim=0)
     check(a, b, "pissa_start", {"A0 holds all of S_r / s, each factor takes a root": a * b,
@@ -64,7 +66,7 @@ def test_dora_gradient(stage):
     (through, _, q), (layer, W0, p), (_, _, new) = made(DoRA, detach=False), made(DoRA), made(DoRA)
     other, want = gradient(through.delta_weight(), q), gradient(layer.delta_weight(), p)
     got = stage.dora_weight(W0, new["m"], new["A"], new["B"], 3.0)
-    check(gradient(got, new), want, "the gradient of dora_weight", {
+    check(gradient(got, new), want, "dora_weight, its gradient", {
         "it goes through n, detach n": other,
         "it does not reach A and B, detach n and not V": mapped(torch.mul, want, {
             "A": 0, "B": 0, "m": 1})})

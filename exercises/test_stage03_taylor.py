@@ -32,14 +32,14 @@ def test_taylor(stage):
 def test_whole(stage):
     check(stage.whole(LAYERS, P0, P, X), taylor(network, P0, P), "whole", {
         "this is the network itself at p": network(P), "this is the network at p0": network(P0),
-        "the layers are expanded one by one": one_by_one(P)})
+        "the layers are expanded one by one": one_by_one(P)}, lambda: test_taylor(stage))
 
 
 def test_layer_by_layer(stage):
     check(stage.layer_by_layer(LAYERS, P0, P, X), one_by_one(P), "layer_by_layer", {
         "the network is expanded as a whole": taylor(network, P0, P),
         "a layer gets the value at p0, not the expansion of the one before": one_by_one(P0),
-        "this is the network itself at p": network(P)})
+        "this is the network itself at p": network(P)}, lambda: test_taylor(stage))
 
 
 def test_gap(stage):
@@ -54,6 +54,7 @@ def test_gap(stage):
 
 
 def test_superposition(stage):
+    test_gap(stage), test_whole(stage), test_layer_by_layer(stage)
     size = lambda reading: stage.gap(lambda p: reading(LAYERS, P0, p, X), P0, T1, T2).abs().max()
     whole, layers = size(stage.whole), size(stage.layer_by_layer)
     assert whole < 1e-12, f"whole: the gap is {whole:.2g}, not zero: it is not affine in p"

@@ -3,7 +3,7 @@
 import torch
 
 from analysis.measures import cosines
-from grader import check, draw, mapped, t, untouched
+from grader import check, draw, mapped, untouched
 from merge import add, total
 
 BASE, *TAUS = ({"w": draw(3, 2, seed=s), "b": draw(3, seed=s + 10)} for s in range(4))
@@ -31,6 +31,8 @@ def test_task_arithmetic(stage):
         "lam scales the mean, it scales the sum": add(BASE, SUM, 0.7 / 3),
         "lam scales base, too": mapped(lambda v: 0.7 * v, add(BASE, SUM)),
         "the sign is wrong, task vectors are added": add(BASE, SUM, -0.7)})
+    check(stage.task_arithmetic(BASE, TAUS), add(BASE, SUM, 0.3),
+          "task_arithmetic, lam = 0.3 by default")
 
 
 def test_forget(stage):
@@ -38,6 +40,7 @@ def test_forget(stage):
     check(got, add(BASE, TAUS[0], -0.7), "forget", {
         "the sign is wrong, what is forgotten is subtracted": add(BASE, TAUS[0], 0.7),
         "lam is not used": add(BASE, TAUS[0], -1)})
+    check(stage.forget(BASE, TAUS[0]), add(BASE, TAUS[0], -1), "forget, lam = 1 by default")
 
 
 def test_cosine(stage):
@@ -48,4 +51,3 @@ def test_cosine(stage):
         "the lengths are missing": dot, "the sign is wrong": -one, "the sign is lost": one.abs(),
         "these are cosines of single tensors, all entries are one vector": apart / 2,
         "these are cosines of single tensors, added up": apart})
-    check(stage.cosine(a, a), t(1)[0], "cosine of tau with itself")

@@ -11,7 +11,7 @@ def numbers(stage):
     return stage.study()
 
 
-def test_it_runs(stage, numbers):
+def test_study(stage, numbers):
     want = {"pretrained", *stage.RULES}
     assert isinstance(numbers, dict) and numbers.keys() == want, (
         f"study: return a dict with the keys {', '.join(sorted(want))}")
@@ -19,7 +19,7 @@ def test_it_runs(stage, numbers):
         "study: an accuracy is a float between 0 and 1: mean of the two tasks")
 
 
-def test_merging_helps(stage, numbers):
+def test_study_merges(stage, numbers):
     merged = [numbers[rule] for rule in stage.RULES]
     assert len(set(merged)) > 1, "study: all rules have one accuracy: is the merged model loaded?"
     assert min(merged) > numbers["pretrained"], (
@@ -27,14 +27,14 @@ def test_merging_helps(stage, numbers):
         "of the task vectors right, and does every task have its own head?")
 
 
-def test_numbers_are_recorded(stage, numbers):
+def test_numbers(stage, numbers):
     assert stage.NUMBERS, "NUMBERS is empty: copy what study() returns"
     off = [k for k, a in numbers.items() if abs(stage.NUMBERS.get(k, 9) - a) > 0.03]
     assert not off, f"NUMBERS is not what study() returns, see {', '.join(off)}: copy it again"
 
 
-def test_answer_names_the_winner(stage):
-    assert len(stage.ANSWER.split()) >= 5, "stage 10: ANSWER is empty: write a sentence"
+def test_answer(stage):
+    assert len(stage.ANSWER.split()) >= 5, "ANSWER is empty: write a sentence"
     named = [word for word in re.findall(r"\w+", stage.ANSWER) if word in stage.RULES]
     assert named, f"ANSWER names no rule: {', '.join(stage.RULES)}"
     best = max(stage.NUMBERS.get(rule, 0) for rule in stage.RULES)
