@@ -82,10 +82,10 @@ def about(says):
 def lines(stage, points):
     """Where points failed and why, every hint once; a general one gives way to another about its
     function."""
-    failed, at = [p for p in points if p.failed], {}
+    failed, names = [p for p in points if p.failed], {}
     precise = {about(p.hint): p.hint for p in failed[::-1] if GENERAL not in p.hint}
     for p in failed:
         says = precise.get(about(p.hint), p.hint) if GENERAL in p.hint else p.hint
-        at.setdefault(says, []).append(p.nodeid.partition("::test_")[2])
-    return [f"stage {stage}, {', '.join(names)}: {re.sub(f'^{names[0]}[:,] ', '', says)}"
-            for says, names in at.items()]
+        names.setdefault(says, []).append(p.nodeid.partition("::test_")[2])
+    return [f"stage {stage}, {', '.join(at)}: " + (
+        re.sub(f"^{at[0]}[:,] ", "", says) if len(at) == 1 else says) for says, at in names.items()]

@@ -223,7 +223,7 @@ ERRORS = {              # stage: (what stands in it, the mistake, the hint); tur
         ("new_zeros(())", "new_ones(())", "W_eff is not W0 at the start"),
         ("return 1", "return 2", "trainable_count: it says 2, 1 numbers are trained"),
         (".median(0).values", ".mean(0)", "is average or task arithmetic"),
-        ("@register", "", "no adapter is registered"),
+        ("@register", "", "no class has @lora.register"),
         ("in base}, lam)", "in base}, 1)", "lam is not used")],
     "stage10_study": [
         ("max(RULES", "min(RULES", "ANSWER names .* first, but"),
