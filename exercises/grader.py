@@ -33,7 +33,7 @@ def same(a, b):
     return torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-def check(got, want, what, causes=(), first=None):
+def check(got, want, what, causes=(), first=lambda: None):
     """AssertionError unless `got` is `want`: tensors or dicts of tensors, in form and in values.
 
     causes   {hint: the value that this mistake gives}
@@ -48,19 +48,19 @@ def check(got, want, what, causes=(), first=None):
         assert a.dtype == b.dtype, f"{what} is {a.dtype}: keep the dtype of what is given"
         assert not a.isnan().any(), f"{what} has NaN: is it 0 / 0, or 0 log 0?"
     if not same(got, want):
-        if first:
-            first()
+        first()
         for cause, value in dict(causes).items():
             assert not same(got, value), f"{what}: {cause}"
         raise AssertionError(f"{what}: {GENERAL}: compare with the equation of {about(what)}")
 
 
 def untouched(function, *inputs, **keywords):
-    """function(*inputs) of copies, none of which it may change: each has to print as before."""
+    """function(*inputs), which has no graph and changes no input: each prints as before."""
     copies = copy.deepcopy(inputs)
     got = function(*copies, **keywords)
     for name, after, before in zip(inspect.signature(function).parameters, copies, inputs):
         assert repr(after) == repr(before), f"{function.__name__} changes {name}: make new tensors"
+    assert "grad" not in repr(got), f"{function.__name__}: it has a graph, detach it"
     return got
 
 
@@ -80,8 +80,7 @@ def about(says):
 
 
 def lines(stage, points):
-    """Where points failed and why, every hint once; a general one gives way to another about its
-    function."""
+    """Where points failed and why. A general hint gives way to another about its function."""
     failed, names = [p for p in points if p.failed], {}
     precise = {about(p.hint): p.hint for p in failed[::-1] if GENERAL not in p.hint}
     for p in failed:

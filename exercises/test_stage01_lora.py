@@ -25,8 +25,7 @@ def test_start(stage):
     W0, make = draw(30, 400), lambda seed: torch.Generator().manual_seed(seed)
     A, B = stage.start(W0, 3, make(0))
     check(B, W0.new_zeros(30, 3), "start, B", {"B is not zero, so W_eff is not W0": B})
-    assert A.shape == (3, 400), f"start: A has shape {tuple(A.shape)}, not (rank, in)"
-    assert A.dtype == W0.dtype, "start: A has another dtype than W0"
+    assert (A.shape, A.dtype) == ((3, 400), W0.dtype), "start: A is (rank, in) in the dtype of W0"
     assert A.min() < 0 < A.max(), "start: the entries of A have one sign, 0 is not their middle"
     assert 0.9 < A.abs().max() * 20 <= 1, "start: A should fill -1/sqrt(in) to 1/sqrt(in), no more"
     assert torch.equal(A, stage.start(W0, 3, make(0))[0]), "start: the generator is not used"
