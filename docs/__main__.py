@@ -29,14 +29,13 @@ def checked(out):
 def write(folder):
     """All pages, the stylesheet and the pictures that they show; returns the number of pages."""
     folder.mkdir()
-    html = {"index.html": pages.index()}
-    html |= {sources.address(path): pages.page(path) for path in sources.site()}
-    for name, text in html.items():
+    html = {sources.address(path): pages.page(path) for path in sources.site()}
+    for name, text in {"index.html": pages.index(), **html}.items():
         (folder / name).write_text(text, encoding="utf-8")
         for picture in re.findall(r'<img src="([^"]+)"', text):
             shutil.copy(sources.ROOT / "docs" / "figures" / picture, folder)
     shutil.copy(sources.ROOT / "docs" / "style.css", folder)
-    return len(html)
+    return len(html) + 1
 
 
 def main(arguments=None):
@@ -46,8 +45,8 @@ def main(arguments=None):
     out, start = checked(parser.parse_args(arguments).out), time.perf_counter()
     with replacing(out) as folder:
         count = write(folder)
-    print(f"{count} pages in {time.perf_counter() - start:.1f} s  ->  {out}")
-    print(f"open {(out / 'index.html').as_uri()}")
+    print(f"{count} pages in {time.perf_counter() - start:.1f} s  ->  {out}\n"
+          f"open {(out / 'index.html').as_uri()}")
 
 
 if __name__ == "__main__":

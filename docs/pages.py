@@ -10,10 +10,9 @@ from docs.sources import (FAMILIES, ROOT, address, below, defined, entries, exam
                           site, tables)
 
 FRAME = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{}</title>
+<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="python -m docs">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="generator" content="python -m docs"><link rel="stylesheet" href="style.css"></head>
-<body>{}</body></html>
+<title>{}</title><link rel="stylesheet" href="style.css"></head><body>{}</body></html>
 """
 ARXIV = r"\b\d{4}\.\d{5}\b"
 WORD = re.compile(rf"(?P<arxiv>{ARXIV})|(?P<doi>\b10\.\d{{4}}/\S*\w)|[\w/]+\.py\b|"
@@ -34,9 +33,10 @@ def linked(text, names=None):
 
 def equation(text, names):
     """Mathematics line by line; what stands apart at the right of a line stays in one piece."""
-    lines = [re.sub(r"(.*\S {4,})(?!=)(\S.*)", r"\1<small>\2</small>", linked(line, names))
-             for line in re.sub(r"\n {30,}", " ", text).rstrip().splitlines()]
-    return '<div class="equation">' + "".join(f"<p>{line}</p>" for line in lines) + "</div>"
+    lines = re.sub(r"\n {30,}", " ", text).rstrip().splitlines()
+    apart = lambda line: re.sub(r"(.*\S {4,})(?!=)(\S.*)", r"\1<small>\2</small>", line)
+    html = "".join(f"<p>{apart(linked(line, names))}</p>" for line in lines)
+    return f'<div class="equation">{html}</div>'
 
 
 def prose(doc, names, words):
@@ -67,8 +67,9 @@ def code(path, first, last=9999, anchors=False):
                 "def" if before.endswith(("def ", "class ")) else "")
         if kind:
             return "\n".join(f'<b class="{kind}">{s}</b>' for s in escape(token).split("\n"))
-        to = "" if before.endswith(".") else names.get(token)
-        return f'<a href="{to}">{token}</a>' if to else escape(token)
+        if token in names and not before.endswith("."):
+            return f'<a href="{names[token]}">{token}</a>'
+        return escape(token)
     lines = [f'<span{f" id=L{n}" * anchors}><i>{n}</i>{line}\n</span>'
              for n, line in enumerate(TOKEN.sub(mark, text).splitlines(), 1) if first <= n <= last]
     return f"<pre><code>{''.join(lines)}</code></pre>"
@@ -142,7 +143,7 @@ def title(path):
 
 def page(path):
     """The page of a file."""
-    name, _, published = title(path).partition(". ")
+    name, _, published = title(path).rstrip(".").partition(". ")
     name, _, full = name.partition(": ")
     rest = "".join(f"<section><h2>{heading}</h2>{html}</section>"
                    for heading, html in sections(path) if html)

@@ -59,9 +59,10 @@ def imports(path):
     for node in ast.walk(read(path).tree):
         for alias in node.names if isinstance(node, (ast.Import, ast.ImportFrom)) else ():
             name, module = alias.name, (getattr(node, "module", None) or "").replace(".", "/")
-            if (whole := f"{module}/{name}.py".lstrip("/")) in site():
+            whole, module = f"{module}/{name}.py".lstrip("/"), f"{module}.py"
+            if whole in site():
                 found[alias.asname or name] = address(whole)
-            elif (module := f"{module}.py") in site():
+            elif module in site() and name in defined(module):
                 found[alias.asname or name] = f"{address(module)}#L{defined(module)[name]}"
     return found
 
@@ -71,9 +72,11 @@ def entries(path):
     if site()[path] == "Adapters":
         cls = lora.ADAPTERS[stem := Path(path).stem]
         return {stem: (cls.__doc__, lora.hyperparameters(cls))}
-    here = vars(sys.modules.get(path.removesuffix(".py").replace("/", "."), ast))
-    return {name: (merge.RULES[name].__doc__, merge.options(name)) for name in merge.RULES
-            if name in defined(path) and here.get(name) is merge.RULES[name]}
+    if site()[path] != "Merge rules":
+        return {}
+    here = vars(sys.modules[path.removesuffix(".py").replace("/", ".")])
+    return {name: (rule.__doc__, merge.options(name)) for name, rule in merge.RULES.items()
+            if name in defined(path) and here.get(name) is rule}
 
 
 @cache
@@ -114,5 +117,5 @@ def tables(page):
         *_, heading = re.finditer(r"(?m)(?:^#+ |<summary>)([^<\n]*)", text[:block.start()])
         first, _, *rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
                            for line in block[0].splitlines()]
-        found.append((heading[1], text[heading.end():block.start()], [first, *rows]))
+        found.append((heading[1].strip(" ,"), text[heading.end():block.start()], [first, *rows]))
     return found
