@@ -145,7 +145,7 @@ def page(path):
     """The page of a file."""
     name, _, published = title(path).rstrip(".").partition(". ")
     name, _, full = name.partition(": ")
-    rest = "".join(f"<section><h2>{heading}</h2>{html}</section>"
+    rest = "".join(f"<section><h2>{heading}</h2> {html}</section>"
                    for heading, html in sections(path) if html)
     start = read(path).tree.body[0].end_lineno + 2            # a blank line after the docstring
     return FRAME.format(escape(name), f"""

@@ -31,7 +31,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.tags.add(tag)
-        self.handle_data(" " if tag in ("p", "dt", "dd", "td", "div", "code") else "")
+        self.handle_data(" " if tag in ("p", "dt", "dd", "td", "div", "code", "h2") else "")
         self.hrefs += [attrs["href"]] if "href" in attrs else []
         self.images += [attrs["src"]] if "src" in attrs else []
         self.ids += [attrs["id"]] if "id" in attrs else []
@@ -127,6 +127,8 @@ def test_terms_of_an_equation_lead_to_their_lines(site):
     page = site[1]["adapters.dora.html"]
     for term, line in (("m", "self.m ="), ("V", "V ="), ("n_i", "n ="), ("A", "s, A, B =")):
         assert line in page.lines[page.links[term][1:]], term
+    lora = (ROOT / "lora.py").read_text().splitlines()
+    assert "self.A = " in lora[sources.defined("lora.py")["A"] - 1]       # and not the local A
     assert page.links.get("W0") is None                          # the code has no name for it
     assert "lora.html#L" + str(sources.defined("lora.py")["LoRA"]) in page.hrefs
 
@@ -138,7 +140,8 @@ def test_what_belongs_to_a_page_stands_on_it(site):
     assert "dora 2402.09353 117,504 192 0.003" in dora             # docs/adapters.md
     assert "W, of d x k: columns are outputs W0, transposed" in dora   # docs/notation.md
     assert "test_ties_by_hand" in ties and "test_model_soup_and_task_arithmetic" in ties
-    assert "adapters.dvora.html" in parsed["adapters.dora.html"].hrefs
+    assert dora.endswith("Builds on lora.py What builds on it adapters/dvora.py")
+    assert "test_lora_plus_learning_rates" not in parsed["lora.html"].text
     assert "adapters.dora.html" in parsed["lora.html"].hrefs
     assert parsed["rlhf.soup.html"].images == ["soup.png"]
 
@@ -154,7 +157,10 @@ def test_an_exercise_stands_on_the_pages_of_its_paper(tmp_path, monkeypatch):
     assert "stage1.py" not in pages.page("adapters/vera.py")
 
 
-def test_text_is_escaped():
+def test_text_is_escaped(site):
+    for path in site[0].glob("*.html"):
+        bare = re.search(r"<(?!/?\w|!doctype)|&(?!\w+;|#x27;)", path.read_text(encoding="utf-8"))
+        assert not bare, (path.name, bare)
     assert pages.linked('a <b> & "c"') == "a &lt;b&gt; &amp; &quot;c&quot;"
     assert pages.table([["x < y"], ["\\|a\\|"]]).count("&lt;") == 1
 
