@@ -14,7 +14,7 @@ from merge import RULES
 from support import refuses
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = re.compile(r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4}/\S+)")
+OUTSIDE = re.compile(r"https://arxiv\.org/abs/\d{4}\.\d{5}")
 PATHS = sorted(sources.site())
 
 
@@ -31,7 +31,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.tags.add(tag)
-        self.handle_data(" " if tag in ("p", "dt", "dd", "td", "div", "code", "h2") else "")
+        self.handle_data("" if tag in ("a", "b", "i") else " ")
         self.hrefs += [attrs["href"]] if "href" in attrs else []
         self.images += [attrs["src"]] if "src" in attrs else []
         self.ids += [attrs["id"]] if "id" in attrs else []
@@ -78,7 +78,7 @@ def test_every_link_leads_somewhere(site):
                 assert not target or (out / target).is_file(), (name, href)
                 assert not anchor or anchor in parsed[target or name].ids, (name, href)
         assert all((out / image).is_file() for image in page.images), name
-    assert followed > 2000                                       # and the parser sees them
+    assert followed > 1000                                       # and the parser sees them
 
 
 def test_nothing_is_fetched_and_nothing_runs(site):
@@ -108,16 +108,13 @@ def test_the_code_is_the_file_without_its_docstring(site, path):
 @pytest.mark.parametrize("name", sorted({*ADAPTERS, *RULES}))
 def test_every_entry_has_a_page_with_its_equation_and_its_code(site, name):
     parsed = site[1]
-    path, = (path for path in PATHS if name in sources.entries(path))
+    path, = (path for path in PATHS if name in sources.registered(path))
     page, doc = parsed[sources.address(path)], sources.read(path).doc
     for line in re.findall(r"^    (.*)", doc, re.MULTILINE)[:1]:           # a fork may have none
-        formula = re.sub(r"^\w+ {4,}(?!=)", "", line)                      # a label stands apart
-        assert packed(formula) in packed(page.equation)
+        assert packed(line) in packed(page.equation)
     for label in re.findall(r"^(Shapes|Differs|Note|Trap|Why|Cost) {2,}", doc, re.MULTILINE):
         assert label in page.text
-    said = (RULES[name] if name in RULES else ADAPTERS[name]).__doc__.partition("\n")[0]
-    for shown in (page, parsed["index.html"]):
-        assert packed(said.replace("`", "").replace("   ", " ")) in packed(shown.text)
+    assert name in re.findall(r"\w+", parsed["index.html"].text)
     assert sources.address(path) in parsed["index.html"].hrefs
     assert f"{name} = variant(" in "".join(page.lines.values()) or re.search(
         rf"def {name}\(|class {ADAPTERS.get(name, Page).__name__}\b", "".join(page.lines.values()))
@@ -130,7 +127,8 @@ def test_terms_of_an_equation_lead_to_their_lines(site):
     lora = (ROOT / "lora.py").read_text().splitlines()
     assert "self.A = " in lora[sources.defined("lora.py")["A"] - 1]       # and not the local A
     assert page.links.get("W0") is None                          # the code has no name for it
-    assert "lora.html#L" + str(sources.defined("lora.py")["LoRA"]) in page.hrefs
+    l_lora = site[1]["adapters.l_lora.html"]
+    assert '"A0"' in l_lora.lines[l_lora.links["A0"][1:]]                 # a buffer
 
 
 def test_what_belongs_to_a_page_stands_on_it(site):
@@ -142,19 +140,32 @@ def test_what_belongs_to_a_page_stands_on_it(site):
     assert "test_ties_by_hand" in ties and "test_model_soup_and_task_arithmetic" in ties
     assert dora.endswith("Builds on lora.py What builds on it adapters/dvora.py")
     assert "test_lora_plus_learning_rates" not in parsed["lora.html"].text
+    assert "test_entropy_by_hand" in parsed["rules.adamerging.html"].text
+    assert '@pytest.mark.parametrize("taus, t"' in parsed["rules.model_stock.html"].text
     assert "adapters.dora.html" in parsed["lora.html"].hrefs
     assert parsed["rlhf.soup.html"].images == ["soup.png"]
 
 
 def test_an_exercise_stands_on_the_pages_of_its_paper(tmp_path, monkeypatch):
     stage = tmp_path / "stage1.py"
-    stage.write_text('"""Stage 1: DoRA. arXiv:2402.09353\n\nWrite m < 1 & n.\n"""\n')
-    found = sources.below
-    monkeypatch.setattr(pages, "below", lambda pattern: [str(stage)] if "exercises" in pattern
-                        else found(pattern))
-    assert "Write m &lt; 1 &amp; n." in pages.page("adapters/dora.py")
-    assert "stage1.py" in pages.page("adapters/dvora.py")
-    assert "stage1.py" not in pages.page("adapters/vera.py")
+    stage.write_text('"""Stage 1: DoRA. arXiv:2402.09353\n\nWrite m < 1 & n.\n"""\n'
+                     "def ties():\n    pass\n")
+    site = {**sources.site(), str(stage): "Exercises"}
+    for module in (pages, sources):
+        monkeypatch.setattr(module, "site", lambda: site)
+    link = pages.links([str(stage)])
+    assert link in pages.page("adapters/dora.py") and link in pages.page("adapters/dvora.py")
+    assert link not in pages.page("adapters/vera.py")
+    page = pages.page(str(stage))
+    assert "Write m &lt; 1 &amp; n." in page
+    assert "Measured" not in page and "by_hand" not in page      # its ties is no rule
+
+
+def test_a_paper_has_a_page():
+    """What names none has no page, unless it is a rule."""
+    for path in sources.below("encoders/*.py") + sources.below("rlhf/*.py"):
+        names_one = re.search(sources.ARXIV, sources.read(path).doc) and "__" not in path
+        assert bool(names_one) == (path in PATHS), path
 
 
 def test_text_is_escaped(site):
@@ -166,12 +177,12 @@ def test_text_is_escaped(site):
 
 
 def test_only_its_own_folder_is_written_over(site, tmp_path):
-    out = site[0]
-    command.checked(out)
+    command.checked(site[0])
     (tmp_path / "notes.txt").write_text("mine")
-    refuses("notes.txt", command.checked, tmp_path)
-    (tmp_path / "index.html").write_text('<meta name="generator" content="python -m docs">')
-    refuses("notes.txt", command.checked, tmp_path)
-    (tmp_path / "notes.txt").unlink()
+    refuses("is not empty", command.checked, tmp_path)
+    index = tmp_path / "index.html"
+    index.write_text("<h1>mine</h1>")
+    refuses("is not empty", command.checked, tmp_path)
+    index.write_text('<meta name="generator" content="python -m docs">')
     assert command.checked(tmp_path) == tmp_path
     assert command.checked(tmp_path / "new") == tmp_path / "new"
