@@ -172,7 +172,8 @@ def arguments():
         "over lam for --merge with --sweep lam=... (needs matplotlib)")
     add("--export", metavar="FOLDER",
         help="one run: as a PEFT adapter; with --merge RULE: the merged encoder, Hugging Face form")
-    add("--split", choices=["val", "test"], default="test")
+    add("--split", choices=["train", "val", "test"], default="test",
+        help="what runs and merged models are scored on; choices are made on val all the same")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--jobs", type=int, default=1, metavar="N", help="rules at a time, for --merge")
     add("--device", default="auto")
@@ -258,7 +259,7 @@ def main():
         peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
         from experiment import alone
-        results = alone.own_tasks(runs, args.device, args.limit)
+        results = alone.own_tasks(runs, args.device, args.limit, args.split)
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05"
               if len(runs) > 1 else f"next: {alone.partners(runs[0])}")
     if args.merge:

@@ -13,7 +13,7 @@ import torch
 import eval as evaluation
 import lora
 import merge
-from experiment import cli, run_folder, spaces
+from experiment import cli, run_folder, scoring, spaces
 from lora import ADAPTERS
 from support import SPECIAL_WORDS as SPECIAL, write_checkpoint
 
@@ -271,6 +271,23 @@ def test_json_without_merge_has_the_scores(trained, merge_runs, tmp_path):
     written = json.loads((tmp_path / "out.json").read_text())
     assert code == 0 and [row["task"] for row in written["runs"]] == ["digits"], err
     assert 0 <= written["runs"][0]["test"] <= 1 and f"{written['runs'][0]['test']:.3f}" in out
+
+
+def test_split_train_scores_the_training_examples(trained, merge_runs, tmp_path):
+    """Merged and alone; --limit 25 of the 40 that were trained on tells the splits apart."""
+    folders = trained("--adapter", "lora", "--task", "digits,count", "--lr", 0.05)
+    loaded = [run_folder.load(folder) for folder in folders]
+    space, tasks = spaces.vectors(loaded, "weight"), scoring.Tasks(loaded, limit=25)
+    own = {task: tasks.score(space.apply(merge.add(space.base, tau)), "train", task)
+           for task, tau in zip(tasks.order, space.taus)}
+    words = ["--split", "train", "--limit", 25]
+    code, out, err, groups = merge_runs(folders, "--merge", "average", *words)
+    assert code == 0 and "scored on train" in out, err
+    assert groups["all"]["single"]["scores"] == own
+    assert merge_runs(folders, *words)[0] == 0
+    alone = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert {row["task"]: row["train"] for row in alone} == own
+    assert any(row["train"] != row["test"] for row in alone)
 
 
 def test_runs_of_one_task_with_other_heads_are_refused(fit, merge_runs):
