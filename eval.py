@@ -6,7 +6,8 @@
     python eval.py runs/vit-lora-*-s? --by seed --merge average      # mean and spread over seeds
     python eval.py --list                                    # every rule and its keys
 
-Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
+Coefficients are chosen on val, by the mean accuracy over the tasks (or --choose normalised); the
+chosen one is scored once.
 experiment/scoring.py explains the scores. What only some calls need is imported where it is used.
 """
 
@@ -45,6 +46,7 @@ class Group(NamedTuple):
     device: str
     limit: int | None
     unlabelled: str
+    choose: str
 
     def name(self):
         return " ".join(str(v) for v in (self.method, self.seed) if v is not None) or "all"
@@ -76,13 +78,17 @@ def rows_of(group, rule, choices, export):
     joint, space, tasks = opened(group)
     if rule is None:
         return scoring.references(joint, space, tasks, group.split)
-    result, row = scoring.merged(rule, choices, space, tasks, group.split)
+    result, row = scoring.merged(rule, choices, space, tasks, group.split, group.choose)
     if export:
         from exchange import huggingface
         about = {"rule": rule, "space": group.space, "split": group.split,
                  "runs": [Path(folder).name for folder in group.folders]}
         huggingface.write_merged(space.apply(result), tasks.heads, about | row, export)
-    return {rule: row}
+    if rule != "task_arithmetic":
+        return {rule: row}
+    lam = row["chosen"].get("lam", merge.options(rule)["lam"])
+    scaled = scoring.singles(space, tasks, group.split, lam)
+    return {"scaled": {"scores": scaled, "chosen": {"lam": lam}}, rule: row}
 
 
 def groups_of(runs, args, by):
@@ -94,7 +100,7 @@ def groups_of(runs, args, by):
         groups.setdefault(key, []).append(run)
     return {Group(*key, tuple(str(run["folder"]) for run in members),
                   args.space or spaces.default(members), args.split, args.device, args.limit,
-                  args.unlabelled): members for key, members in groups.items()}
+                  args.unlabelled, args.choose): members for key, members in groups.items()}
 
 
 def usable(group, members, args, reported):
@@ -132,6 +138,9 @@ def merge_runs(runs, args):
     rows = {group: {} for group in groups}
     for (group, *_), made in zip(units, results):
         rows[group] |= made
+    first = ("base", "single", "scaled")
+    rows = {group: dict(sorted(made.items(), key=lambda row: row[0] not in first))
+            for group, made in rows.items()}
     for group in groups:
         scoring.summarize(rows[group])
     for method in dict.fromkeys(group.method for group in groups):
@@ -139,7 +148,8 @@ def merge_runs(runs, args):
         first = groups[same[0]][0]["setting"]
         print(f"\n{sum(len(g.folders) for g in same)} runs in {len(same)} group(s), adapter "
               f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
-              f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
+              f"unlabelled inputs from {args.unlabelled}, settings by the {args.choose} score on "
+              f"val, scored on {args.split}")
         print(tables.report([rows[group] for group in same], args.all))
     if args.plot and args.curve:
         from analysis import plots
@@ -163,6 +173,9 @@ def arguments():
         help="values of a key to choose from on val; also KEY=a,b,c")
     add("--by", default="", metavar="adapter,seed",
         help="merge the runs of each adapter, each seed apart; report mean and spread over seeds")
+    add("--choose", choices=["absolute", "normalised"], default="absolute",
+        help="the score on val that chooses among swept settings: mean accuracy of the merged "
+        "model, or mean over the tasks of its accuracy / that of the single model")
     add("--unlabelled", choices=["calib", "test"], default="calib",
         help="inputs for rules that use them without labels; test is what AdaMerging's paper does")
     add("--analyze", default="", metavar="WHAT,...",

@@ -60,10 +60,15 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     return {"rows": rows, "curves": curves, "pairs": pairs}
 
 
-def best_lam(merged, lams):
-    """The lam with the best accuracy on val, a mean over subsets and their tasks."""
+def best_lam(merged, lams, choose="absolute"):
+    """The lam with the best accuracy on val, a mean over subsets and their tasks; or, normalised,
+    of the accuracy divided by that of the single model."""
+    a, unit = merged[0].a, dict.fromkeys(merged[0].a.names, 1.0)
+    if choose == "normalised":
+        unit = {n: a.score(a.only([n]), n, "val") for n in a.names}
+    scores = lambda s, lam: {n: s.score(lam, n, "val") for n in s.members}
     return max(lams, key=lambda lam: statistics.fmean(
-        statistics.fmean(s.score(lam, n, "val") for n in s.members) for s in merged))
+        scoring.mean(scoring.normalised(scores(s, lam), unit)) for s in merged))
 
 
 @instrument
@@ -192,7 +197,7 @@ def analyze(groups, args):
         space = spaces.vectors(single, group.space, args.device)
         a = Analysis(space, tasks, group.method, args.lam, folder=args.plot)
         if args.lam is None:
-            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams)
+            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams, args.choose)
         print(f"\n{group.method}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
               f"first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:

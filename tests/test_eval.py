@@ -290,6 +290,25 @@ def test_split_train_scores_the_training_examples(trained, merge_runs, tmp_path)
     assert any(row["train"] != row["test"] for row in alone)
 
 
+def test_scaled_is_every_single_model_at_the_chosen_lam(trained, merge_runs):
+    folders = trained("--adapter", "lora", "--task", "digits,count", "--lr", 0.05)
+    loaded = [run_folder.load(folder) for folder in folders]
+    space, tasks = spaces.vectors(loaded, "weight"), scoring.Tasks(loaded)
+    words = ["--merge", "average,task_arithmetic", "--set"]
+    for lam in (0.5, 1.0):
+        code, out, err, groups = merge_runs(folders, *words, f"lam={lam}")
+        rows = groups["all"]
+        assert code == 0 and rows["scaled"]["chosen"] == {"lam": lam}, err
+        assert list(rows)[:3] == ["base", "single", "scaled"]
+        assert f"lam={lam:g} |" in out.partition("| scaled")[2].splitlines()[0]
+        for task, tau in zip(tasks.order, space.taus):
+            model = space.apply({k: v + lam * tau[k] for k, v in space.base.items()})
+            assert rows["scaled"]["scores"][task] == tasks.score(model, "test", task)
+    assert rows["scaled"]["scores"] == rows["single"]["scores"]
+    code, _, _, groups = merge_runs(folders, "--merge", "ties")
+    assert code == 0 and "scaled" not in groups["all"]
+
+
 def test_runs_of_one_task_with_other_heads_are_refused(fit, merge_runs):
     fit("--adapter", "lora")
     fit("--adapter", "lora", "--head", "probe", "--seed", 1)
@@ -331,3 +350,14 @@ def test_json_makes_its_folder_and_refuses_one(trained, command, tmp_path):
     assert json.loads((tmp_path / "new/deep/x.json").read_text())["runs"]
     code, _, err = command(evaluation.main, run, "--json", tmp_path)
     assert code == 2 and "is a folder: give the name of a file" in err
+
+
+def test_choose_reaches_the_rules(trained, merge_runs):
+    """The chosen lam is the first best of the curve, which holds the score that chooses."""
+    folders = trained("--adapter", "lora", "--task", "digits,count", "--lr", 0.05)
+    words = ["--merge", "task_arithmetic", "--sweep", "lam=0,0.5,1", "--split", "val"]
+    for choose in ("absolute", "normalised"):
+        code, out, err, groups = merge_runs(folders, *words, "--choose", choose)
+        row = groups["all"]["task_arithmetic"]
+        assert code == 0 and f"by the {choose} score" in out, err
+        assert row[choose] == pytest.approx(max(score for _, score in row["val_curve"]))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -68,6 +69,16 @@ def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
             assert score(lam, task, "val") == pytest.approx(direct, abs=1.01 / len(labels))
             seen.add((task, direct))
     assert len(seen) == 2 if rule == "average" else len(seen) > 3
+
+
+@pytest.mark.parametrize("choose, best", [("absolute", 0.5), ("normalised", 1.0)])
+def test_the_lam_of_instruments_is_chosen_by_either_score(choose, best):
+    """Singles .8 and .2: (.8, .1) is more accurate, and (.4, .3) better beside the singles."""
+    a = SimpleNamespace(names=["x", "y"], only=lambda members: members[0],
+                        score=lambda only, n, split: {"x": 0.8, "y": 0.2}[only])
+    scores = {0.5: {"x": 0.8, "y": 0.1}, 1.0: {"x": 0.4, "y": 0.3}}
+    merged = SimpleNamespace(a=a, members=a.names, score=lambda lam, n, split: scores[lam][n])
+    assert protocols.best_lam([merged], [0.5, 1.0], choose) == best
 
 
 def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
