@@ -40,6 +40,7 @@ class Group(NamedTuple):
 
     method: str | None               # lora, l_lora.model, ... with --by adapter
     seed: int | None                 # with --by seed
+    values: tuple                    # ((key, value), ...) of the other keys of --by
     folders: tuple
     space: str
     split: str
@@ -48,8 +49,13 @@ class Group(NamedTuple):
     unlabelled: str
     choose: str
 
+    def label(self):
+        """All that tells it from other groups but the seed: "lora batch=8"."""
+        return " ".join([self.method or "", *(f"{k}={v}" for k, v in self.values)]).strip()
+
     def name(self):
-        return " ".join(str(v) for v in (self.method, self.seed) if v is not None) or "all"
+        seed = "" if self.seed is None else self.seed
+        return f"{self.label()} {seed}".strip() or "all"
 
 
 def load(folder):
@@ -92,11 +98,12 @@ def rows_of(group, rule, choices, export):
 
 
 def groups_of(runs, args, by):
-    """{Group: its runs}: one for every adapter and seed, where `by` names them."""
+    """{Group: its runs}: one for every adapter, seed and value of the other keys in `by`."""
     groups = {}
     for run in runs:
         key = (run_folder.method(run["setting"]) if "adapter" in by else None,
-               run["setting"]["seed"] if "seed" in by else None)
+               run["setting"]["seed"] if "seed" in by else None,
+               tuple((k, run_folder.value(run, k)) for k in by if k not in ("adapter", "seed")))
         groups.setdefault(key, []).append(run)
     return {Group(*key, tuple(str(run["folder"]) for run in members),
                   args.space or spaces.default(members), args.split, args.device, args.limit,
@@ -150,7 +157,7 @@ def merge_runs(runs, args):
               f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
               f"unlabelled inputs from {args.unlabelled}, settings by the {args.choose} score on "
               f"val, scored on {args.split}")
-        print(tables.report([rows[group] for group in same], args.all))
+        print(tables.report([(group.values, rows[group]) for group in same], args.all))
     if args.plot and args.curve:
         from analysis import plots
         plots.coefficient(rows, args.plot / "coefficient.png")
@@ -171,8 +178,9 @@ def arguments():
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the rules")
     add("--sweep", action="append", default=[], metavar="KEY=FROM:TO:STEP",
         help="values of a key to choose from on val; also KEY=a,b,c")
-    add("--by", default="", metavar="adapter,seed",
-        help="merge the runs of each adapter, each seed apart; report mean and spread over seeds")
+    add("--by", default="", metavar="KEY,...",
+        help="adapter, seed, or any setting of the runs such as batch, lr, rank: merge the runs of "
+        "each value apart; a table per adapter, mean and spread over seeds, rows for other keys")
     add("--choose", choices=["absolute", "normalised"], default="absolute",
         help="the score on val that chooses among swept settings: mean accuracy of the merged "
         "model, or mean over the tasks of its accuracy / that of the single model")
@@ -196,7 +204,6 @@ def arguments():
     args.all, args.everything = args.merge == "all", args.analyze == "all"
     args.merge = [r for r in RULES if r not in TRIVIAL] if args.all else \
         cli.names(args.merge, "rule", RULES)
-    args.by = cli.names(args.by, "--by", ["adapter", "seed"])
     args.analyze = list(INSTRUMENTS) if args.everything else \
         cli.names(args.analyze, "instrument", INSTRUMENTS)
     read_keys(args)
@@ -261,6 +268,7 @@ def main():
             print(cli.entry(name, title, formula, merge.options(name)))
         return
     runs, results = [load(folder) for folder in args.runs], {}
+    args.by = cli.names(args.by, "--by", run_folder.keys(runs))
     if args.analyze:
         from analysis import protocols
         protocols.check(runs, args)

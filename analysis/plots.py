@@ -91,7 +91,7 @@ def coefficient(rows, path):
     scores = {}                                              # {label: {lam: [one of each seed]}}
     for group in rows:
         for rule, row in rows[group].items():
-            label = f"{group.method} {rule}" if group.method else rule
+            label = f"{group.label()} {rule}".strip()
             curve = [(choice["lam"], score) for choice, score in row.get("val_curve", ())
                      if "lam" in choice]
             for lam in sorted({lam for lam, _ in curve}):

@@ -195,10 +195,10 @@ def analyze(groups, args):
         _, single = scoring.split_joint(runs)
         tasks = scoring.Tasks(single, args.device, args.limit, args.unlabelled)
         space = spaces.vectors(single, group.space, args.device)
-        a = Analysis(space, tasks, group.method, args.lam, folder=args.plot)
+        a = Analysis(space, tasks, group.name(), args.lam, folder=args.plot)
         if args.lam is None:
             a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams, args.choose)
-        print(f"\n{group.method}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
+        print(f"\n{group.name()}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
               f"first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:
             print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")

@@ -97,6 +97,27 @@ def test_by_seed_reports_mean_and_spread(trained, merge_runs):
     assert code == 2 and "start from different" in err
 
 
+def test_by_any_setting_is_one_table_with_a_column(trained, merge_runs):
+    """--by of a setting and of an adapter's key; each group is what its runs give alone."""
+    words = ["--adapter", "lora", "--task", "digits,count", "--lr", 0.05]
+    sizes = {batch: trained(*words, *["--batch", batch] * (batch != 16)) for batch in (16, 8)}
+    names = sizes[16] + sizes[8]
+    code, out, err, groups = merge_runs(names, "--merge", "average", "--by", "batch")
+    assert code == 0 and list(groups) == ["batch=16", "batch=8"], err
+    lines = [line.split() for line in out.splitlines() if line.startswith("| average")]
+    assert [line[3] for line in lines] == ["8", "16"] and out.count("| model ") == 1
+    for batch, folders in sizes.items():
+        alone = merge_runs(folders, "--merge", "average")[3]["all"]["average"]
+        assert alone["scores"] == groups[f"batch={batch}"]["average"]["scores"]
+    ranks = names + trained(*words, "--rank", 2)
+    code, out, err, groups = merge_runs(ranks, "--merge", "average", "--by", "rank,batch,adapter")
+    assert code == 0 and list(groups) == ["lora rank=8 batch=16", "lora rank=8 batch=8",
+                                          "lora rank=2 batch=16"], err
+    code, _, err, _ = merge_runs(names, "--merge", "average", "--by", "bach")
+    assert code == 2 and "unknown --by 'bach': did you mean 'batch'? known: adapter, seed" in err
+    assert " rank" in err and " lr" in err and " hp" not in err
+
+
 def test_joint_training_is_one_run_on_every_task(trained, merge_runs):
     """Two tasks take turns, for twice the steps, with a head each; it is a row beside the rules."""
     joint, = trained("--adapter", "lora", "--task", "digits,count", "--joint")
