@@ -3,6 +3,7 @@
     subsets, coefficient, unseen            how many tasks, which coefficient, tasks left out
     retention, forget, analogy              what a task vector does to the other tasks
     corruption                              robustness to seven corruptions of the images
+    fisher                                  how sharply the model's own labels depend on its weights
 """
 
 import itertools
@@ -19,6 +20,7 @@ from analysis.instruments import INSTRUMENTS, Analysis, Subset, instrument
 from encoders.heads import accuracy
 from errors import BadInput
 from experiment import run_folder, scoring, spaces, tables
+from rules.fisher import log_traces
 
 
 @instrument
@@ -172,6 +174,27 @@ def corruption(a, severities=(1, 3, 5)):
                                    for n in a.names) for model in models]
         rows.append([name, severity, *scores])
     print(tables.table(["corruption", "severity", "base", f"merged, lam {a.lam:g}"], rows))
+    return {"rows": rows}
+
+
+@instrument
+def fisher(a, examples=100):
+    """Log-trace of the Fisher information, labels of the model (true) and of the data (empirical).
+
+    Of every single model on its task and of task arithmetic on every task, natural logarithm, on
+    the first inputs of train (rules/fisher.py). The trace is over the parameters that are merged:
+    in weight space the weights that the runs changed, in adapter space what was trained itself.
+    """
+    rows, merged = [], a.at(a.only(a.names, a.lam))
+    functions = a.tasks.material(a.space, ["functions"])["functions"]
+    for n, function in zip(a.names, tqdm(functions, desc="fisher")):
+        x, y = (part[:examples] for part in a.sample(n, "train"))
+        models = a.at(a.only([n])), merged
+        rows.append([n, *(v for params in models for v in log_traces(function, params, x, y))])
+    header = ["task", "single, true", "empirical", f"merged, lam {a.lam:g}, true", "empirical"]
+    print(tables.table(header, rows))
+    print(f"on the first {len(x)} examples of train, {sum(v.numel() for v in merged.values()):,} "
+          "parameters")
     return {"rows": rows}
 
 

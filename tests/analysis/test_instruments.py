@@ -96,6 +96,25 @@ def test_disentanglement_is_zero_on_the_axes_of_its_task(group):
     assert found["xi"][0][0] == 0 and 0 <= found["box"] <= 2
 
 
+def test_fisher_of_single_and_merged_models_is_the_mean_squared_gradient(group):
+    """By autograd, example by example and class by class, in the space of the merge."""
+    a = analysis_of(group, examples=3)
+    found, (x, y) = INSTRUMENTS["fisher"](a)["rows"][0], a.sample("count", "train")
+    function = a.tasks.material(a.space, ["functions"])["functions"][0]
+    expected = []
+    for c in ([1, 0, 0, 0], [0.5] * 4):
+        params = {k: v.clone().requires_grad_() for k, v in a.at(c).items()}
+        grads = lambda value, params=params: torch.autograd.grad(
+            value, params.values(), retain_graph=True, allow_unused=True)
+        logp = function(params, x).log_softmax(1)
+        norms = torch.tensor([[sum(g.square().sum() for g in grads(value) if g is not None)
+                               for value in row] for row in logp])
+        expected += [(logp.exp() * norms).sum(1).mean().log().item(),
+                     norms[range(3), y].mean().log().item()]
+    assert found[0] == "count" and found[1:] == pytest.approx(expected, abs=1e-3)
+    assert len({round(v, 2) for v in expected}) == 4
+
+
 def test_the_same_task_twice_is_refused(fit, command, tmp_path):
     fit("--adapter", "lora"), fit("--adapter", "lora", "--seed", 1)
     code, _, err = command(evaluation.main, *(tmp_path / "runs").iterdir(), "--analyze", "cosine")
