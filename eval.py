@@ -6,7 +6,8 @@
     python eval.py runs/vit-lora-*-s? --by seed --merge average      # mean and spread over seeds
     python eval.py --list                                    # every rule and its keys
 
-Coefficients are chosen on val, by the mean accuracy over the tasks; the chosen one is scored once.
+Coefficients are chosen on val, by the mean accuracy over the tasks (or --choose normalised); the
+chosen one is scored once.
 experiment/scoring.py explains the scores. What only some calls need is imported where it is used.
 """
 
@@ -28,7 +29,7 @@ from experiment.scoring import RULES, Tasks
 LAMS = [0.1, 0.2, 0.3, 0.5, 1.0]                 # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
 INSTRUMENTS = ("cosine", "distance", "pca", "disentangle", "landscape", "entropy", "subsets",
-               "coefficient", "unseen", "retention", "forget", "analogy", "corruption")
+               "coefficient", "unseen", "retention", "forget", "analogy", "corruption", "fisher")
 
 
 # ---- merging -------------------------------------------------------------------------------------
@@ -39,15 +40,22 @@ class Group(NamedTuple):
 
     method: str | None               # lora, l_lora.model, ... with --by adapter
     seed: int | None                 # with --by seed
+    values: tuple                    # ((key, value), ...) of the other keys of --by
     folders: tuple
     space: str
     split: str
     device: str
     limit: int | None
     unlabelled: str
+    choose: str
+
+    def label(self):
+        """All that tells it from other groups but the seed: "lora batch=8"."""
+        return " ".join([self.method or "", *(f"{k}={v}" for k, v in self.values)]).strip()
 
     def name(self):
-        return " ".join(str(v) for v in (self.method, self.seed) if v is not None) or "all"
+        seed = "" if self.seed is None else self.seed
+        return f"{self.label()} {seed}".strip() or "all"
 
 
 def load(folder):
@@ -76,25 +84,30 @@ def rows_of(group, rule, choices, export):
     joint, space, tasks = opened(group)
     if rule is None:
         return scoring.references(joint, space, tasks, group.split)
-    result, row = scoring.merged(rule, choices, space, tasks, group.split)
+    result, row = scoring.merged(rule, choices, space, tasks, group.split, group.choose)
     if export:
         from exchange import huggingface
         about = {"rule": rule, "space": group.space, "split": group.split,
                  "runs": [Path(folder).name for folder in group.folders]}
         huggingface.write_merged(space.apply(result), tasks.heads, about | row, export)
-    return {rule: row}
+    if rule != "task_arithmetic":
+        return {rule: row}
+    lam = row["chosen"].get("lam", merge.options(rule)["lam"])
+    scaled = scoring.singles(space, tasks, group.split, lam)
+    return {"scaled": {"scores": scaled, "chosen": {"lam": lam}}, rule: row}
 
 
 def groups_of(runs, args, by):
-    """{Group: its runs}: one for every adapter and seed, where `by` names them."""
+    """{Group: its runs}: one for every adapter, seed and value of the other keys in `by`."""
     groups = {}
     for run in runs:
         key = (run_folder.method(run["setting"]) if "adapter" in by else None,
-               run["setting"]["seed"] if "seed" in by else None)
+               run["setting"]["seed"] if "seed" in by else None,
+               tuple((k, run_folder.value(run, k)) for k in by if k not in ("adapter", "seed")))
         groups.setdefault(key, []).append(run)
     return {Group(*key, tuple(str(run["folder"]) for run in members),
                   args.space or spaces.default(members), args.split, args.device, args.limit,
-                  args.unlabelled): members for key, members in groups.items()}
+                  args.unlabelled, args.choose): members for key, members in groups.items()}
 
 
 def usable(group, members, args, reported):
@@ -132,6 +145,9 @@ def merge_runs(runs, args):
     rows = {group: {} for group in groups}
     for (group, *_), made in zip(units, results):
         rows[group] |= made
+    first = ("base", "single", "scaled")
+    rows = {group: dict(sorted(made.items(), key=lambda row: row[0] not in first))
+            for group, made in rows.items()}
     for group in groups:
         scoring.summarize(rows[group])
     for method in dict.fromkeys(group.method for group in groups):
@@ -139,8 +155,9 @@ def merge_runs(runs, args):
         first = groups[same[0]][0]["setting"]
         print(f"\n{sum(len(g.folders) for g in same)} runs in {len(same)} group(s), adapter "
               f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
-              f"unlabelled inputs from {args.unlabelled}, scored on {args.split}")
-        print(tables.report([rows[group] for group in same], args.all))
+              f"unlabelled inputs from {args.unlabelled}, settings by the {args.choose} score on "
+              f"val, scored on {args.split}")
+        print(tables.report([(group.values, rows[group]) for group in same], args.all))
     if args.plot and args.curve:
         from analysis import plots
         plots.coefficient(rows, args.plot / "coefficient.png")
@@ -161,8 +178,12 @@ def arguments():
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the rules")
     add("--sweep", action="append", default=[], metavar="KEY=FROM:TO:STEP",
         help="values of a key to choose from on val; also KEY=a,b,c")
-    add("--by", default="", metavar="adapter,seed",
-        help="merge the runs of each adapter, each seed apart; report mean and spread over seeds")
+    add("--by", default="", metavar="KEY,...",
+        help="adapter, seed, or any setting of the runs such as batch, lr, rank: merge the runs of "
+        "each value apart; a table per adapter, mean and spread over seeds, rows for other keys")
+    add("--choose", choices=["absolute", "normalised"], default="absolute",
+        help="the score on val that chooses among swept settings: mean accuracy of the merged "
+        "model, or mean over the tasks of its accuracy / that of the single model")
     add("--unlabelled", choices=["calib", "test"], default="calib",
         help="inputs for rules that use them without labels; test is what AdaMerging's paper does")
     add("--analyze", default="", metavar="WHAT,...",
@@ -172,7 +193,8 @@ def arguments():
         "over lam for --merge with --sweep lam=... (needs matplotlib)")
     add("--export", metavar="FOLDER",
         help="one run: as a PEFT adapter; with --merge RULE: the merged encoder, Hugging Face form")
-    add("--split", choices=["val", "test"], default="test")
+    add("--split", choices=["train", "val", "test"], default="test",
+        help="what runs and merged models are scored on; choices are made on val all the same")
     add("--limit", type=int, metavar="N", help="at most N examples per split")
     add("--jobs", type=int, default=1, metavar="N", help="rules at a time, for --merge")
     add("--device", default="auto")
@@ -182,7 +204,6 @@ def arguments():
     args.all, args.everything = args.merge == "all", args.analyze == "all"
     args.merge = [r for r in RULES if r not in TRIVIAL] if args.all else \
         cli.names(args.merge, "rule", RULES)
-    args.by = cli.names(args.by, "--by", ["adapter", "seed"])
     args.analyze = list(INSTRUMENTS) if args.everything else \
         cli.names(args.analyze, "instrument", INSTRUMENTS)
     read_keys(args)
@@ -247,6 +268,7 @@ def main():
             print(cli.entry(name, title, formula, merge.options(name)))
         return
     runs, results = [load(folder) for folder in args.runs], {}
+    args.by = cli.names(args.by, "--by", run_folder.keys(runs))
     if args.analyze:
         from analysis import protocols
         protocols.check(runs, args)
@@ -258,7 +280,7 @@ def main():
         peft_folder.write_adapter(runs[0], args.export)
     if not args.merge and not args.analyze:
         from experiment import alone
-        results = alone.own_tasks(runs, args.device, args.limit)
+        results = alone.own_tasks(runs, args.device, args.limit, args.split)
         print("next: add --merge average,task_arithmetic,ties --sweep lam=0:1:0.05"
               if len(runs) > 1 else f"next: {alone.partners(runs[0])}")
     if args.merge:

@@ -32,7 +32,7 @@ def instrument(function):
 class Analysis:
     """A group of runs, ready to be looked at.
 
-    space    spaces.Space;  tasks   scoring.Tasks;  method   adapter and reading, for titles
+    space    spaces.Space;  tasks   scoring.Tasks;  method   the group's name, for titles
     lam      coefficient of task arithmetic where one is needed (chosen on val by `analyze`)
     examples inputs per task, the first of each split;  folder   for figures, or None
     """
@@ -68,7 +68,7 @@ class Analysis:
                        self.sample(task, split)[1])
 
     def path(self, name):
-        return self.folder / f"{self.method}-{name}.png"
+        return self.folder / f"{self.method.replace(' ', '-')}-{name}.png"
 
 
 class Subset:

@@ -91,7 +91,7 @@ def coefficient(rows, path):
     scores = {}                                              # {label: {lam: [one of each seed]}}
     for group in rows:
         for rule, row in rows[group].items():
-            label = f"{group.method} {rule}" if group.method else rule
+            label = f"{group.label()} {rule}".strip()
             curve = [(choice["lam"], score) for choice, score in row.get("val_curve", ())
                      if "lam" in choice]
             for lam in sorted({lam for lam, _ in curve}):
@@ -99,7 +99,8 @@ def coefficient(rows, path):
                 scores.setdefault(label, {}).setdefault(lam, []).append(best)
     lines = {label: [(lam, statistics.fmean(seeds), min(seeds), max(seeds))
                      for lam, seeds in points.items()] for label, points in scores.items()}
-    curves(lines, "coefficient lam", "validation accuracy", "Merging coefficient",
+    score = "normalised " * (next(iter(rows)).choose == "normalised") + "validation accuracy"
+    curves(lines, "coefficient lam", score, "Merging coefficient",
            "Mean accuracy of the merged model over its tasks. A line is the mean of the seeds, its "
            "band goes from the lowest to the highest. A flat line forgives a wrong lam.", path)
 

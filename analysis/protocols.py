@@ -3,6 +3,7 @@
     subsets, coefficient, unseen            how many tasks, which coefficient, tasks left out
     retention, forget, analogy              what a task vector does to the other tasks
     corruption                              robustness to seven corruptions of the images
+    fisher                                  how sharply the model's own labels depend on its weights
 """
 
 import itertools
@@ -19,6 +20,7 @@ from analysis.instruments import INSTRUMENTS, Analysis, Subset, instrument
 from encoders.heads import accuracy
 from errors import BadInput
 from experiment import run_folder, scoring, spaces, tables
+from rules.fisher import log_traces
 
 
 @instrument
@@ -60,10 +62,15 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     return {"rows": rows, "curves": curves, "pairs": pairs}
 
 
-def best_lam(merged, lams):
-    """The lam with the best accuracy on val, a mean over subsets and their tasks."""
+def best_lam(merged, lams, choose="absolute"):
+    """The lam with the best accuracy on val, a mean over subsets and their tasks; or, normalised,
+    of the accuracy divided by that of the single model."""
+    a, unit = merged[0].a, dict.fromkeys(merged[0].a.names, 1.0)
+    if choose == "normalised":
+        unit = {n: a.score(a.only([n]), n, "val") for n in a.names}
+    scores = lambda s, lam: {n: s.score(lam, n, "val") for n in s.members}
     return max(lams, key=lambda lam: statistics.fmean(
-        statistics.fmean(s.score(lam, n, "val") for n in s.members) for s in merged))
+        scoring.mean(scoring.normalised(scores(s, lam), unit)) for s in merged))
 
 
 @instrument
@@ -170,6 +177,27 @@ def corruption(a, severities=(1, 3, 5)):
     return {"rows": rows}
 
 
+@instrument
+def fisher(a, examples=100):
+    """Log-trace of the Fisher information, labels of the model (true) and of the data (empirical).
+
+    Of every single model on its task and of task arithmetic on every task, natural logarithm, on
+    the first inputs of train (rules/fisher.py). The trace is over the parameters that are merged:
+    in weight space the weights that the runs changed, in adapter space what was trained itself.
+    """
+    rows, merged = [], a.at(a.only(a.names, a.lam))
+    functions = a.tasks.material(a.space, ["functions"])["functions"]
+    for n, function in zip(a.names, tqdm(functions, desc="fisher")):
+        x, y = (part[:examples] for part in a.sample(n, "train"))
+        models = a.at(a.only([n])), merged
+        rows.append([n, *(v for params in models for v in log_traces(function, params, x, y))])
+    header = ["task", "single, true", "empirical", f"merged, lam {a.lam:g}, true", "empirical"]
+    print(tables.table(header, rows))
+    print(f"on the first {len(x)} examples of train, {sum(v.numel() for v in merged.values()):,} "
+          "parameters")
+    return {"rows": rows}
+
+
 def check(runs, args):
     """BadInput for an instrument that does not fit these runs; --analyze all leaves it out."""
     texts = any(encoders.kind(run["setting"]["model"]) == "text" for run in runs)
@@ -190,10 +218,10 @@ def analyze(groups, args):
         _, single = scoring.split_joint(runs)
         tasks = scoring.Tasks(single, args.device, args.limit, args.unlabelled)
         space = spaces.vectors(single, group.space, args.device)
-        a = Analysis(space, tasks, group.method, args.lam, folder=args.plot)
+        a = Analysis(space, tasks, group.name(), args.lam, folder=args.plot)
         if args.lam is None:
-            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams)
-        print(f"\n{group.method}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
+            a.lam = best_lam([Subset(a, "task_arithmetic", a.names)], lams, args.choose)
+        print(f"\n{group.name()}, space {group.space}, {len(single)} tasks, lam {a.lam:g}, "
               f"first {min(a.examples, args.limit or a.examples)} examples of a split")
         for name in args.analyze:
             print(f"\n{name}: {INSTRUMENTS[name].__doc__.splitlines()[0]}")

@@ -9,15 +9,16 @@ from experiment import run_folder, tables
 from experiment.scoring import Tasks
 
 
-def own_tasks(runs, device, limit):
+def own_tasks(runs, device, limit, split):
     """Print the table without --merge, every run on its own tasks; returns its rows for --json."""
-    lines, header = [], ["run", "adapter", "linearize", "task", "val", "test"]
+    splits = ["val", "test"] if split != "train" else ["train", "val", "test"]
+    lines, header = [], ["run", "adapter", "linearize", "task", *splits]
     for run in tqdm(runs, "runs"):
         model = run_folder.rebuild(run, run_folder.base_encoder(run, device))
         s, tasks = run["setting"], Tasks([run], device, limit)
-        val, test = (tasks.scores(model, split) for split in ("val", "test"))
-        lines += [[run["folder"].name, s["adapter"], s["linearize"], task, val[task], test[task]]
-                  for task in tasks.runs]
+        scores = [tasks.scores(model, split) for split in splits]
+        lines += [[run["folder"].name, s["adapter"], s["linearize"], task,
+                   *(score[task] for score in scores)] for task in tasks.runs]
     print(tables.table(header, lines))
     return {"runs": [dict(zip(header, line)) for line in lines]}
 

@@ -276,6 +276,18 @@ def method(setting):
     return ".".join(part for part in parts if part not in ("off", None))
 
 
+def keys(runs):
+    """What `value` knows of some of these runs."""
+    known = [key for run in runs for key in (*run["setting"], *run["setting"]["hp"])]
+    return [key for key in dict.fromkeys(["adapter", "seed", *known]) if key != "hp"]
+
+
+def value(run, key):
+    """A setting of a run, or a key of its adapter, to group by; None where it has none."""
+    found = (run["setting"]["hp"] | run["setting"]).get(key)
+    return str(found) if isinstance(found, list) else found
+
+
 def tasks(run):
     """The names of the tasks a run was trained on: one, or several jointly."""
     return run["setting"]["task"].split(",")

@@ -149,16 +149,20 @@ def obstacle(rule, space, count):
         return f"{rule} merges in {function.space} space only"
 
 
-def search(rule, choices, space, tasks):
-    """The row of the settings with the best mean accuracy on val; of equal ones, the first.
+def search(rule, choices, space, tasks, choose="absolute"):
+    """The row of the settings with the best score on val; of equal ones, the first.
 
     choices  settings, dicts of keywords; a single one is not scored on val
+    choose   the score, a mean over the tasks: absolute accuracy, or normalised by the single models
 
     A `lam` multiplies the whole merged task vector, so the rule runs once, at lam = 1, per setting
     of its other keys, and `line` has the models of every lam; `lam` varies fastest among the
     choices. For experts it is a setting like any other.
     """
     material, last, best, curve = tasks.material(space, merge.needs(rule)), None, None, []
+    unit = dict.fromkeys(tasks.runs, 1.0)                            # scores are divided by it
+    if choose == "normalised" and len(choices) > 1:
+        unit = singles(space, tasks, "val")
     for choice in tqdm(choices, rule, leave=False):
         lam = None if RULES[rule].experts else choice.get("lam")
         rest = choice if lam is None else choice | {"lam": 1.0}
@@ -170,7 +174,7 @@ def search(rule, choices, space, tasks):
         if len(choices) > 1:
             scores = tasks.score_result(one, space, "val") if lam is None else \
                 line.scores([lam], tasks, "val")
-            curve.append((choice, mean(scores)))
+            curve.append((choice, mean(normalised(scores, unit))))
         if best is None or curve[-1][1] > best[0]:
             row = {"chosen": choice, "result": one if lam is None else line.at([lam]),
                    "seconds": peak.seconds, "bytes": peak.bytes}
@@ -178,9 +182,9 @@ def search(rule, choices, space, tasks):
     return best[1] | {"val_curve": curve}
 
 
-def merged(rule, choices, space, tasks, split):
+def merged(rule, choices, space, tasks, split, choose="absolute"):
     """(what a rule returned, its row); the row is {"scores": {task: acc}, "chosen": {...}, ...}."""
-    row = search(rule, choices, space, tasks)
+    row = search(rule, choices, space, tasks, choose)
     result = row.pop("result")
     for model in result.models if isinstance(result, merge.Experts) else [result]:
         merge.check_finite(model, f"what {rule} merged")
@@ -211,17 +215,22 @@ def split_joint(group):
     return joint, single
 
 
+def singles(space, tasks, split, lam=1.0):
+    """{task: accuracy of theta_0 + lam tau_t on its own task}, the mean of several runs on one."""
+    found = {task: [] for task in tasks.runs}
+    for task, tau in zip(tasks.order, space.taus):
+        model = space.apply(merge.add(space.base, tau, lam))
+        found[task].append(tasks.score(model, split, task))
+    return {task: statistics.fmean(scores) for task, scores in found.items()}
+
+
 def references(joint, space, tasks, split):
     """The rows that no rule makes: {"base", "single", "joint": {"scores": {task: acc}}}.
 
     joint   runs on several tasks at once, which are not merged; of several, the last is the row
     """
-    single = {task: [] for task in tasks.runs}
-    for task, tau in zip(tasks.order, space.taus):
-        model = space.apply(merge.add(space.base, tau))
-        single[task].append(tasks.score(model, split, task))
     rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)},
-            "single": {"scores": {t: statistics.fmean(scores) for t, scores in single.items()}}}
+            "single": {"scores": singles(space, tasks, split)}}
     for run in joint:
         model = run_folder.rebuild(run, run_folder.base_encoder(run, tasks.device))
         rows["joint"] = {"scores": tasks.scores(model, split)}

@@ -1,34 +1,48 @@
-"""The table of merged models: rows of scoring.py, of one or several seeds, as text."""
+"""The table of merged models: rows of scoring.py, of one or several groups, as text."""
 
 import statistics
 
 
-def report(seeds, costs):
-    """The table of one or several seeds: mean, and the spread where there are several.
+def report(groups, costs):
+    """The table of merged models: the mean over seeds, and the spread where there are several.
 
-    seeds   {name of the row: row} each
+    groups  [(values, {name of the row: row})]: groups of equal values ((key, value), ...) are seeds
+            of each other; a column per key, in its order
     costs   False: a column per task; True: the worst task, seconds and memory of each rule
     """
-    def cell(values):
-        if len(values) == 1:
-            return f"{values[0]:.3f}"
-        return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values):.3f}"
-
-    tasks, lines = list(seeds[0]["base"]["scores"]), []
-    for name, first in seeds[0].items():
-        rows = [rows[name] for rows in seeds]
-        score = lambda task: f"{statistics.fmean(row['scores'][task] for row in rows):.3f}"
-        line = [name, " / ".join(dict.fromkeys(map(chosen, rows))) or "-"]
-        line += [] if costs else [score(task) for task in tasks]
-        line += [cell([row[k] for row in rows]) for k in ("absolute", "normalised", "share")]
-        if costs:
-            line.append(f"{first['worst']} {score(first['worst'])}")
-            line += [f"{statistics.fmean(row[k] for row in rows) / unit:.1f}" if k in first else "-"
-                     for k, unit in (("seconds", 1), ("bytes", 2 ** 20))]
-        lines.append(line)
-    header = ["model", "settings", *([] if costs else tasks), "absolute", "normalised",
-              "share", *(["worst task", "s", "MiB"] if costs else [])]
+    seeds, tasks, lines = {}, [], []
+    rank = lambda group: [(v is not None, isinstance(v, str), v) for _, v in group[0]]
+    for values, rows in sorted(groups, key=rank):
+        seeds.setdefault(values, []).append(rows)
+        tasks += [] if costs else [task for task in rows["base"]["scores"] if task not in tasks]
+    for values, same in seeds.items():
+        for name in same[0]:
+            rows = [rows[name] for rows in same if name in rows]
+            settings = " / ".join(dict.fromkeys(map(chosen, rows))) or "-"
+            lines.append([name, *(str(v) for _, v in values), settings, *scores(rows, tasks)])
+            lines[-1] += spent(rows) if costs else []
+    header = ["model", *(key for key, _ in groups[0][0]), "settings", *tasks, "absolute",
+              "normalised", "share", *(["worst task", "s", "MiB"] if costs else [])]
     return table(header, lines)
+
+
+def scores(rows, tasks):
+    """Cells of one model: the mean over seeds of every task, then mean ± spread of summaries."""
+    def cell(values, spread):
+        more = f" ± {statistics.stdev(values):.3f}" if spread and len(values) > 1 else ""
+        return f"{statistics.fmean(values):.3f}{more}" if values else "-"
+
+    by_task = [[row["scores"][t] for row in rows if t in row["scores"]] for t in tasks]
+    summaries = [[row[k] for row in rows] for k in ("absolute", "normalised", "share")]
+    return [*(cell(v, False) for v in by_task), *(cell(v, True) for v in summaries)]
+
+
+def spent(rows):
+    """Cells of one model: its worst task, seconds, MiB."""
+    first = rows[0]
+    return [f"{first['worst']} {scores(rows, [first['worst']])[0]}",
+            *(f"{statistics.fmean(row[k] for row in rows) / unit:.1f}" if k in first else "-"
+              for k, unit in (("seconds", 1), ("bytes", 2 ** 20)))]
 
 
 def chosen(row):

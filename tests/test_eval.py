@@ -13,7 +13,7 @@ import torch
 import eval as evaluation
 import lora
 import merge
-from experiment import cli, run_folder, spaces
+from experiment import cli, run_folder, scoring, spaces
 from lora import ADAPTERS
 from support import SPECIAL_WORDS as SPECIAL, write_checkpoint
 
@@ -95,6 +95,27 @@ def test_by_seed_reports_mean_and_spread(trained, merge_runs):
     assert code == 0 and set(groups) == {"0", "1"} and " ± " in out, err
     code, _, err, _ = merge_runs(names, "--merge", "average")
     assert code == 2 and "start from different" in err
+
+
+def test_by_any_setting_is_one_table_with_a_column(trained, merge_runs):
+    """--by of a setting and of an adapter's key; each group is what its runs give alone."""
+    words = ["--adapter", "lora", "--task", "digits,count", "--lr", 0.05]
+    sizes = {batch: trained(*words, *["--batch", batch] * (batch != 16)) for batch in (16, 8)}
+    names = sizes[16] + sizes[8]
+    code, out, err, groups = merge_runs(names, "--merge", "average", "--by", "batch")
+    assert code == 0 and list(groups) == ["batch=16", "batch=8"], err
+    lines = [line.split() for line in out.splitlines() if line.startswith("| average")]
+    assert [line[3] for line in lines] == ["8", "16"] and out.count("| model ") == 1
+    for batch, folders in sizes.items():
+        alone = merge_runs(folders, "--merge", "average")[3]["all"]["average"]
+        assert alone["scores"] == groups[f"batch={batch}"]["average"]["scores"]
+    ranks = names + trained(*words, "--rank", 2)
+    code, out, err, groups = merge_runs(ranks, "--merge", "average", "--by", "rank,batch,adapter")
+    assert code == 0 and list(groups) == ["lora rank=8 batch=16", "lora rank=8 batch=8",
+                                          "lora rank=2 batch=16"], err
+    code, _, err, _ = merge_runs(names, "--merge", "average", "--by", "bach")
+    assert code == 2 and "unknown --by 'bach': did you mean 'batch'? known: adapter, seed" in err
+    assert " rank" in err and " lr" in err and " hp" not in err
 
 
 def test_joint_training_is_one_run_on_every_task(trained, merge_runs):
@@ -273,6 +294,42 @@ def test_json_without_merge_has_the_scores(trained, merge_runs, tmp_path):
     assert 0 <= written["runs"][0]["test"] <= 1 and f"{written['runs'][0]['test']:.3f}" in out
 
 
+def test_split_train_scores_the_training_examples(trained, merge_runs, tmp_path):
+    """Merged and alone; --limit 25 of the 40 that were trained on tells the splits apart."""
+    folders = trained("--adapter", "lora", "--task", "digits,count", "--lr", 0.05)
+    loaded = [run_folder.load(folder) for folder in folders]
+    space, tasks = spaces.vectors(loaded, "weight"), scoring.Tasks(loaded, limit=25)
+    own = {task: tasks.score(space.apply(merge.add(space.base, tau)), "train", task)
+           for task, tau in zip(tasks.order, space.taus)}
+    words = ["--split", "train", "--limit", 25]
+    code, out, err, groups = merge_runs(folders, "--merge", "average", *words)
+    assert code == 0 and "scored on train" in out, err
+    assert groups["all"]["single"]["scores"] == own
+    assert merge_runs(folders, *words)[0] == 0
+    alone = json.loads((tmp_path / "out.json").read_text())["runs"]
+    assert {row["task"]: row["train"] for row in alone} == own
+    assert any(row["train"] != row["test"] for row in alone)
+
+
+def test_scaled_is_every_single_model_at_the_chosen_lam(trained, merge_runs):
+    folders = trained("--adapter", "lora", "--task", "digits,count", "--lr", 0.05)
+    loaded = [run_folder.load(folder) for folder in folders]
+    space, tasks = spaces.vectors(loaded, "weight"), scoring.Tasks(loaded)
+    words = ["--merge", "average,task_arithmetic", "--set"]
+    for lam in (0.5, 1.0):
+        code, out, err, groups = merge_runs(folders, *words, f"lam={lam}")
+        rows = groups["all"]
+        assert code == 0 and rows["scaled"]["chosen"] == {"lam": lam}, err
+        assert list(rows)[:3] == ["base", "single", "scaled"]
+        assert f"lam={lam:g} |" in out.partition("| scaled")[2].splitlines()[0]
+        for task, tau in zip(tasks.order, space.taus):
+            model = space.apply({k: v + lam * tau[k] for k, v in space.base.items()})
+            assert rows["scaled"]["scores"][task] == tasks.score(model, "test", task)
+    assert rows["scaled"]["scores"] == rows["single"]["scores"]
+    code, _, _, groups = merge_runs(folders, "--merge", "ties")
+    assert code == 0 and "scaled" not in groups["all"]
+
+
 def test_runs_of_one_task_with_other_heads_are_refused(fit, merge_runs):
     fit("--adapter", "lora")
     fit("--adapter", "lora", "--head", "probe", "--seed", 1)
@@ -314,3 +371,14 @@ def test_json_makes_its_folder_and_refuses_one(trained, command, tmp_path):
     assert json.loads((tmp_path / "new/deep/x.json").read_text())["runs"]
     code, _, err = command(evaluation.main, run, "--json", tmp_path)
     assert code == 2 and "is a folder: give the name of a file" in err
+
+
+def test_choose_reaches_the_rules(trained, merge_runs):
+    """The chosen lam is the first best of the curve, which holds the score that chooses."""
+    folders = trained("--adapter", "lora", "--task", "digits,count", "--lr", 0.05)
+    words = ["--merge", "task_arithmetic", "--sweep", "lam=0,0.5,1", "--split", "val"]
+    for choose in ("absolute", "normalised"):
+        code, out, err, groups = merge_runs(folders, *words, "--choose", choose)
+        row = groups["all"]["task_arithmetic"]
+        assert code == 0 and f"by the {choose} score" in out, err
+        assert row[choose] == pytest.approx(max(score for _, score in row["val_curve"]))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,6 +71,16 @@ def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
     assert len(seen) == 2 if rule == "average" else len(seen) > 3
 
 
+@pytest.mark.parametrize("choose, best", [("absolute", 0.5), ("normalised", 1.0)])
+def test_the_lam_of_instruments_is_chosen_by_either_score(choose, best):
+    """Singles .8 and .2: (.8, .1) is more accurate, and (.4, .3) better beside the singles."""
+    a = SimpleNamespace(names=["x", "y"], only=lambda members: members[0],
+                        score=lambda only, n, split: {"x": 0.8, "y": 0.2}[only])
+    scores = {0.5: {"x": 0.8, "y": 0.1}, 1.0: {"x": 0.4, "y": 0.3}}
+    merged = SimpleNamespace(a=a, members=a.names, score=lambda lam, n, split: scores[lam][n])
+    assert protocols.best_lam([merged], [0.5, 1.0], choose) == best
+
+
 def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
     a = analysis_of(group, examples=40)
     table = INSTRUMENTS["retention"](a)["table"]
@@ -83,6 +94,25 @@ def test_disentanglement_is_zero_on_the_axes_of_its_task(group):
     """At (0, 0) no task vector acts: nothing changes a class."""
     found = INSTRUMENTS["disentangle"](analysis_of(group), lams=(0.0, 1.0))
     assert found["xi"][0][0] == 0 and 0 <= found["box"] <= 2
+
+
+def test_fisher_of_single_and_merged_models_is_the_mean_squared_gradient(group):
+    """By autograd, example by example and class by class, in the space of the merge."""
+    a = analysis_of(group, examples=3)
+    found, (x, y) = INSTRUMENTS["fisher"](a)["rows"][0], a.sample("count", "train")
+    function = a.tasks.material(a.space, ["functions"])["functions"][0]
+    expected = []
+    for c in ([1, 0, 0, 0], [0.5] * 4):
+        params = {k: v.clone().requires_grad_() for k, v in a.at(c).items()}
+        grads = lambda value, params=params: torch.autograd.grad(
+            value, params.values(), retain_graph=True, allow_unused=True)
+        logp = function(params, x).log_softmax(1)
+        norms = torch.tensor([[sum(g.square().sum() for g in grads(value) if g is not None)
+                               for value in row] for row in logp])
+        expected += [(logp.exp() * norms).sum(1).mean().log().item(),
+                     norms[range(3), y].mean().log().item()]
+    assert found[0] == "count" and found[1:] == pytest.approx(expected, abs=1e-3)
+    assert len({round(v, 2) for v in expected}) == 4
 
 
 def test_the_same_task_twice_is_refused(fit, command, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import merge
-from experiment import run_folder, spaces
+from experiment import run_folder, scoring, spaces
 from experiment.measure import Peak, reset_high_water
 from experiment.scoring import Tasks, along, search
 
@@ -32,6 +32,19 @@ def test_search_takes_the_best_setting_on_val(group):
     assert row["chosen"] == choices[best] and row["seconds"] > 0
     merged = along(space.base, merge.add(space.base, space.taus[0]), 0.25)
     torch.testing.assert_close(merged, merge.add(space.base, space.taus[0], 0.25))
+
+
+@pytest.mark.parametrize("choose, best", [("absolute", 0.25), ("normalised", 1.0)])
+def test_search_by_either_score(group, monkeypatch, choose, best):
+    """Singles .8 and .2: (.8, .1) is more accurate, and (.4, .3) better beside the singles."""
+    _, space, tasks = group
+    scores = {0.25: {"digits": 0.8, "count": 0.1}, 1.0: {"digits": 0.4, "count": 0.3}}
+    monkeypatch.setattr(scoring, "singles", lambda *_: {"digits": 0.8, "count": 0.2})
+    monkeypatch.setattr(scoring.Mixture, "scores", lambda self, c, *_: scores[c[0]])
+    row = search("task_arithmetic", [{"lam": 0.25}, {"lam": 1.0}], space, tasks, choose)
+    assert row["chosen"] == {"lam": best}
+    expected = {"absolute": [0.45, 0.35], "normalised": [0.75, 1.0]}
+    assert [score for _, score in row["val_curve"]] == pytest.approx(expected[choose])
 
 
 def test_experts_are_scored_on_their_own_task_or_where_the_router_sends(group):

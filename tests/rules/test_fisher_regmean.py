@@ -1,5 +1,7 @@
 """Fisher and RegMean: analytic cases and identities, in float64."""
 
+import math
+
 import pytest
 import torch
 
@@ -31,6 +33,23 @@ def test_fisher_of_a_linear_softmax():
     F = fisher.diagonal_fisher(lambda p, x: x @ p["W"].T, {"W": W}, x, chunk=3)["W"]
     p = (x @ W.T).softmax(1)
     close(F, torch.einsum("nc,nj->cj", p * (1 - p), x.square()) / len(x))
+
+
+def test_log_traces_of_a_linear_softmax():
+    """|d log p_y / dW|^2 = |e_y - p|^2 |x|^2; over y ~ p its mean is (1 - |p|^2) |x|^2."""
+    g = torch.Generator().manual_seed(0)
+    W, x = torch.randn(3, 4, generator=g, dtype=f64), torch.randn(7, 4, generator=g, dtype=f64)
+    y = torch.tensor([0, 1, 2, 0, 1, 2, 2])
+    p, size = (x @ W.T).softmax(1), x.square().sum(1)
+    true = ((1 - p.square().sum(1)) * size).mean().log().item()
+    given = ((torch.eye(3, dtype=f64)[y] - p).square().sum(1) * size).mean().log().item()
+    f = lambda params, x: x @ params["W"].T
+    assert fisher.log_traces(f, {"W": W}, x, y, chunk=3) == pytest.approx((true, given), abs=1e-12)
+    F = fisher.diagonal_fisher(f, {"W": W}, x)
+    assert true == pytest.approx(F["W"].sum().log().item(), abs=1e-12)
+    by_hand = fisher.log_traces(lambda p, x: torch.cat([0 * x, x * p["w"]], 1),
+                                {"w": tensor([0.0])}, tensor([[4.0]]), torch.tensor([1]))
+    assert by_hand == pytest.approx([math.log(4)] * 2)                # p (1 - p) x^2, (1 - p)^2 x^2
 
 
 def merged_fisher(monkeypatch, fishers, **keywords):
