@@ -16,14 +16,16 @@ import merge
 import rules  # noqa: F401  (fills merge.RULES)
 from encoders.gpt import sample
 from experiment import run_folder, spaces, tables
-from rlhf.preferences import HELD_OUT, LENGTH, REWARDS, SEEDS, prompts, true_reward
+from rlhf.preferences import LENGTH, REWARDS, SEEDS, prompts, true_reward
+
+PROMPTS = 2000                                   # of test; the points of a front lie close together
 
 
 @torch.no_grad()
 def rewards_of(model):
     """{reward: its true mean} of what a policy writes on the prompts of test."""
     seed = SEEDS["test"]
-    generator, start = torch.Generator().manual_seed(seed), prompts(model, HELD_OUT, seed)
+    generator, start = torch.Generator().manual_seed(seed), prompts(model, PROMPTS, seed)
     ids = sample(model, model, start, LENGTH, generator=generator)
     return {name: true_reward(name, model, ids).mean().item() for name in REWARDS}
 

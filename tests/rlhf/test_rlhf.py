@@ -44,8 +44,8 @@ def backbone(tiny_gpt):
 def few(monkeypatch):
     """Few held-out pairs and prompts."""
     monkeypatch.setattr(rlhf, "TESTED", 20)
-    for module in (preferences, soup):
-        monkeypatch.setattr(module, "HELD_OUT", 12)
+    monkeypatch.setattr(preferences, "HELD_OUT", 12)
+    monkeypatch.setattr(soup, "PROMPTS", 12)
 
 
 def scorer(backbone, name="lora", seed=1):
