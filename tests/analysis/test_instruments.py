@@ -60,7 +60,7 @@ def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
     a, members, seen = analysis_of(group, examples=500), ["count", "shapes"], set()
     taus = [a.space.taus[a.names.index(name)] for name in members]
     score = Subset(a, rule, members).score
-    for lam in (0.3, 0.7, 2.0):
+    for lam in (0.01, 0.05, 0.3, 2.0):
         setting = {} if rule == "average" else {"lam": lam}
         merged = merge.RULES[rule](a.space.base, taus, **setting)
         for task in members:
