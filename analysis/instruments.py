@@ -32,7 +32,7 @@ def instrument(function):
 class Analysis:
     """A group of runs, ready to be looked at.
 
-    space    spaces.Space;  tasks   scoring.Tasks;  method   the group's name, for titles
+    space    spaces.Space;  tasks   scoring.Tasks;  method   the group's name; title  in words
     lam      coefficient of task arithmetic where one is needed (chosen on val by `analyze`)
     examples inputs per task, the first of each split;  folder   for figures, or None
     """
@@ -40,6 +40,7 @@ class Analysis:
     def __init__(self, space, tasks, method, lam, examples=200, folder=None):
         self.space, self.tasks, self.method, self.lam = space, tasks, method, lam
         self.names, self.examples, self.folder = tasks.order, examples, folder
+        self.title = plots.words(method)
         if len(set(self.names)) < len(self.names):
             raise BadInput("--analyze needs runs on different tasks: give one run per task")
         self.mixture = Mixture(space, len(self.names), self.at, {})
@@ -102,7 +103,7 @@ def cosine(a):
     print(tables.table(["cosine", *a.names], [[n, *row] for n, row in zip(a.names, c.tolist())]))
     print(f"off the diagonal: mean {off.mean():.3f}, {off.min():.3f} to {off.max():.3f}")
     if a.folder:
-        plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.method}",
+        plots.matrix(c, a.names, f"Cosine similarity of task vectors, {a.title}",
                      f"The mean off the diagonal is {off.mean():.3f}. Near 0, the tasks move the "
                      "weights in unrelated directions.", a.path("cosine"), -0.2, 1.0)
     return {"cosine": c.tolist(), "mean": off.mean().item()}
@@ -125,7 +126,7 @@ def pca(a):
     axes = [f"component {i + 1} ({s:.0%} of the variance)" for i, s in enumerate(share.tolist())]
     print(tables.table(["PCA", *axes], [[n, *row] for n, row in zip(a.names, scores.tolist())]))
     if a.folder and len(axes) == 2:
-        plots.points(scores.tolist(), a.names, axes, f"Task vectors, {a.method}",
+        plots.points(scores.tolist(), a.names, axes, f"Task vectors, {a.title}",
                      "In units of the weights. Of unrelated vectors of one length, each component "
                      f"explains 1/(T - 1) = {1 / (len(a.names) - 1):.0%}.", a.path("pca"))
     return {"scores": scores.tolist(), "share": share.tolist()}
@@ -153,7 +154,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
     print(f"disentanglement error of {pair[0]} and {pair[1]}: {box.mean():.3f} in the mean over "
           f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
     if a.folder:
-        plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.method}",
+        plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.title}",
                     "Share of test inputs whose class the other task vector changes, of both tasks "
                     f"(0 to 2; in [0, 1]^2 {box.mean():.3f}). Light: each vector acts on its own "
                     "task only.", a.path("disentangle"), 0, 1.5)
@@ -172,7 +173,7 @@ def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     print(f"loss of {pair[0]} + {pair[1]}: least {L.min():.3f} at ({lams[i]:g}, {lams[j]:g}), "
           f"{L[lams.index(1.0), lams.index(1.0)]:.3f} at (1, 1)")
     if a.folder:
-        plots.plane(L, lams, pair, f"Loss of two tasks, {a.method}",
+        plots.plane(L, lams, pair, f"Loss of two tasks, {a.title}",
                     f"Sum of both test losses, least at ({lams[i]:g}, {lams[j]:g}). Where (1, 1) "
                     "is light too, the two task vectors can simply be added.",
                     a.path("landscape"), high=3 * L.min().item())
@@ -189,7 +190,7 @@ def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     if a.folder:
         plots.curves({n: sorted(zip(H[:, t].tolist(), L[:, t].tolist()))
                       for t, n in enumerate(a.names)}, "mean entropy (nats)",
-                     "mean cross entropy (nats)", f"Entropy and loss of merged models, {a.method}",
+                     "mean cross entropy (nats)", f"Entropy and loss of merged models, {a.title}",
                      f"A point is theta_0 + lam sum tau, lam in {list(lams)}. Where a line rises, "
                      "less entropy, which AdaMerging seeks, is less loss.", a.path("entropy"))
     return {"lams": lams, "entropy": H.tolist(), "loss": L.tolist(), "spearman": rho.tolist()}

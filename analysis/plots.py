@@ -11,6 +11,17 @@ from encoders.safetensors import replacing
 from errors import BadInput
 from experiment import cli
 
+WORDS = {"full": "full fine-tuning", "lora": "LoRA", "l_lora.model": "L-LoRA, whole model",
+         "l_lora.layer": "L-LoRA, layer by layer"}
+# of Okabe and Ito: colour-blind readers tell them apart; each line has a marker of its own too
+LINES = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"), "os^Dvx"))
+
+
+def words(label):
+    """A label of eval.py for a title: "lora lr=0.001" is "LoRA, lr 0.001"."""
+    method, *rest = label.split(" ")
+    return ", ".join([WORDS.get(method, method), *(text.replace("=", " ") for text in rest)])
+
 
 def folder(path):
     """The folder for figures, as a path; BadInput if matplotlib is missing."""
@@ -36,7 +47,7 @@ def save(figure, axes, x_label, y_label, title, caption, path):
     axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
     figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)
     print(f"wrote {path}")
 
@@ -73,36 +84,41 @@ def plane(values, lams, names, title, caption, path, low=None, high=None):
 
 
 def curves(lines, x_label, y_label, title, caption, path, log=False):
-    """Lines {label: [(x, y), ...] or [(x, y, low, high), ...]}, the latter with a band."""
+    """Lines {label: [(x, y), ...] or [(x, y, low, high), ...]}, the latter with bars, which stand
+    a little apart."""
     figure, axes = canvas()
-    for label, points in lines.items():
-        x, y, *band = zip(*points)
-        drawn, = axes.plot(x, y, marker="o", markersize=3, label=label)
-        if band:
-            axes.fill_between(x, *band, alpha=0.15, color=drawn.get_color())
+    for i, (label, points) in enumerate(lines.items()):
+        colour, marker = LINES[i % len(LINES)]
+        x, y, *ends = zip(*points)
+        axes.plot(x, y, marker=marker, markersize=4, label=label, color=colour)
+        if ends:
+            aside = (i - (len(lines) - 1) / 2) * (max(x) - min(x)) / 150
+            axes.vlines([v + aside for v in x], *ends, color=colour, linewidth=1)
     if log:
         axes.set_xscale("log", base=2), axes.set_yscale("log", base=2)
-    axes.grid(alpha=0.3), axes.legend(fontsize=8)
+    axes.grid(alpha=0.3), axes.legend(fontsize=9)
     save(figure, axes, x_label, y_label, title, caption, path)
 
 
 def coefficient(rows, path):
     """Accuracy on val over lam, from rows {eval.Group: {rule: row}}: a line per method and rule."""
-    scores = {}                                              # {label: {lam: [one of each seed]}}
+    scores = {}                                     # {(group, rule): {lam: [one of each seed]}}
     for group in rows:
         for rule, row in rows[group].items():
-            label = f"{group.label()} {rule}".strip()
             curve = [(choice["lam"], score) for choice, score in row.get("val_curve", ())
                      if "lam" in choice]
             for lam in sorted({lam for lam, _ in curve}):
                 best = max(score for at, score in curve if at == lam)     # over other swept keys
-                scores.setdefault(label, {}).setdefault(lam, []).append(best)
-    lines = {label: [(lam, statistics.fmean(seeds), min(seeds), max(seeds))
-                     for lam, seeds in points.items()] for label, points in scores.items()}
+                scores.setdefault((group.label(), rule), {}).setdefault(lam, []).append(best)
+    rules = list(dict.fromkeys(rule for _, rule in scores))
+    lines = {words(f"{label} {rule}".strip() if len(rules) > 1 or not label else label):
+             [(lam, statistics.fmean(seeds), min(seeds), max(seeds)) for lam, seeds in at.items()]
+             for (label, rule), at in scores.items()}
     score = "normalised " * (next(iter(rows)).choose == "normalised") + "validation accuracy"
-    curves(lines, "coefficient lam", score, "Merging coefficient",
+    title = f"Merging coefficient, {' and '.join(rules)}".replace("_", " ")
+    curves(lines, "coefficient lam", score, title,
            "Mean accuracy of the merged model over its tasks. A line is the mean of the seeds, its "
-           "band goes from the lowest to the highest. A flat line forgives a wrong lam.", path)
+           "bars go from the lowest to the highest. A flat line forgives a wrong lam.", path)
 
 
 def points(places, names, labels, title, caption, path):
@@ -113,15 +129,3 @@ def points(places, names, labels, title, caption, path):
         axes.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=9)
     axes.axhline(0, color="gray", linewidth=0.6), axes.axvline(0, color="gray", linewidth=0.6)
     save(figure, axes, *labels, title, caption, path)
-
-
-def scatter(groups, x_label, y_label, title, caption, path):
-    """Points (x, y) of several groups {label: [(x, y), ...]}, with the point (1, 1) marked."""
-    figure, axes = canvas(5.6, 5.2)
-    for (label, places), marker in zip(groups.items(), "os^Dvx"):
-        axes.scatter(*zip(*places), marker=marker, s=18, alpha=0.7, label=label)
-    axes.plot([1], [1], "k*", markersize=12, label="both single models")
-    low = min(v for places in groups.values() for place in places for v in place)
-    axes.plot([low, 1], [low, 1], color="gray", linewidth=0.6)
-    axes.grid(alpha=0.3), axes.legend(fontsize=8)
-    save(figure, axes, x_label, y_label, title, caption, path)

@@ -10,6 +10,7 @@ import itertools
 import random
 import statistics
 
+import torch
 from tqdm import tqdm
 
 import encoders
@@ -36,7 +37,7 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     draw = random.Random(0)
     for K in range(3, len(a.names) + 1):
         every[K] = sorted(draw.sample(every[K], min(per_size, len(every[K]))))
-    rows, curves, pairs = [], {rule: [] for rule in rules}, {}
+    rows, curves, pairs = [], {rule: [] for rule in rules}, torch.ones(2 * [len(a.names)])
     for rule, K in tqdm(list(itertools.product(rules, every)), desc="subsets"):
         free, merged = "lam" in merge.options(rule), [Subset(a, rule, s) for s in every[K]]
         lam = best_lam(merged[:per_size], lams) if free else 1.0
@@ -47,19 +48,20 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
         rows.append([rule, K, len(merged), lam if free else "-",
                      statistics.fmean(map(scoring.mean, scores)), *spread])
         curves[rule].append((K, *spread))
-        if K == 2:
-            pairs[rule] = [tuple(ratio.values()) for ratio in ratios]
+        if K == 2 and rule == rules[0]:
+            for i, j in itertools.permutations(range(len(a.names)), 2):
+                beside = every[K].index(tuple(a.names[t] for t in sorted((i, j))))
+                pairs[i, j] = ratios[beside][a.names[i]]
     print(tables.table(["rule", "tasks", "subsets", "lam", "absolute", "normalised", "least",
                         "most"], rows))
     if a.folder:
         plots.curves(curves, "number of merged tasks", "normalised accuracy on the merged tasks",
-                     f"Subsets of the tasks, {a.method}", "Mean over subsets, band from the worst "
+                     f"Subsets of the tasks, {a.title}", "Mean over subsets, bars from the worst "
                      "to the best; 1 is as good as the single models.", a.path("subsets"))
-        plots.scatter(pairs, "normalised accuracy, first task of the pair",
-                      "normalised accuracy, second task", f"All pairs of tasks, {a.method}",
-                      "A point is one merged pair; off the diagonal it favours one of the two.",
-                      a.path("pairs"))
-    return {"rows": rows, "curves": curves, "pairs": pairs}
+        plots.matrix(pairs, a.names, f"Pairs of tasks merged by {rules[0]}, {a.title}",
+                     "Normalised accuracy of the task on the left, merged with the one below.",
+                     a.path("pairs"), high=1.0)
+    return {"rows": rows, "curves": curves, "pairs": pairs.tolist()}
 
 
 def best_lam(merged, lams, choose="absolute"):
@@ -85,7 +87,7 @@ def coefficient(a, lams=tuple(i / 10 for i in range(16))):
                         for i, (lam, m) in enumerate(average)]))
     if a.folder:
         plots.curves({"mean": average} | scores, "coefficient lam", "validation accuracy",
-                     f"theta_0 + lam sum tau, {a.method}", "The average of the models is at 1/T = "
+                     f"theta_0 + lam sum tau, {a.title}", "The average of the models is at 1/T = "
                      f"{1 / len(a.names):.3f}. A flat curve forgives a bad coefficient.",
                      a.path("coefficient"))
     return scores | {"mean": average}

@@ -42,8 +42,8 @@ STEPS = {
     "rules": each("eval.py runs/vit-KIND-*-s? --by seed --merge all --sweep lam=0.1,0.2,0.3,0.5,1 "
                   "--limit 200", ["full", "lora", "l_lora.model"]),
     "coefficient": ["eval.py runs/vit-full-*-s? runs/vit-lora-*-s? runs/vit-l_lora.model-*-s? "
-                    "runs/vit-lora_gentle-*-s? --by adapter,seed --merge task_arithmetic "
-                    "--sweep lam=0:1:0.1 --plot docs/figures"],
+                    "runs/vit-lora_gentle-*-s? --by adapter,lr,seed --merge task_arithmetic "
+                    "--sweep lam=0:1:0.1 --limit 500 --plot docs/figures"],
 }
 
 
