@@ -5,8 +5,9 @@
     python -m bench.tables claim rules         # some
 
 A step is a few commands of train.py and eval.py, as the docs print them. What they say goes to
-runs/tables/STEP.txt; a step with that file is done. Runs are made with --resume, so a step that was
-interrupted goes on where it stopped. The docs are written by hand from these files.
+runs/tables/STEP.txt; a step with that file is done. Numbers go to STEP-KIND.json, which `python -m
+bench.claims` reads. Runs are made with --resume, so a step that was interrupted goes on where it
+stopped. The docs are written by hand from these files.
 """
 
 import argparse
@@ -25,6 +26,7 @@ GENTLE = "runs/vit-lora_gentle-{task}-s{seed}"
 # what is trained for most tables: name of the runs -> the words of train.py
 KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--adapter l_lora",
          "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE}"}
+THREE = ("full", "lora", "l_lora.model")
 
 
 def each(text, names=KINDS):
@@ -37,13 +39,18 @@ STEPS = {
               for seed in SEEDS for words in KINDS.values()],
     "joint": [f"train.py --adapter full --task all --joint --seed {seed} --resume"
               for seed in SEEDS],
-    "claim": each("eval.py runs/vit-KIND-*-s? --by seed --sweep lam=0.1:1:0.1 "
-                  "--merge average,task_arithmetic,ties,tsv,adamerging_layer"),
-    "rules": each("eval.py runs/vit-KIND-*-s? --by seed --merge all --sweep lam=0.1,0.2,0.3,0.5,1 "
-                  "--limit 200", ["full", "lora", "l_lora.model"]),
+    "claim": each("eval.py runs/vit-KIND-*-s? --by seed --sweep lam=0.1,0.2,0.3,0.4,0.6,0.8,1 "
+                  "--merge average,task_arithmetic,ties,adamerging_layer --limit 500 "
+                  "--json runs/tables/claim-KIND.json"),
+    "rules": each("eval.py runs/vit-KIND-*-s? --by seed --sweep lam=0.1,0.2,0.3,0.5,0.8,1.2 "
+                  "--merge all --limit 200 --json runs/tables/rules-KIND.json", THREE),
     "coefficient": ["eval.py runs/vit-full-*-s? runs/vit-lora-*-s? runs/vit-l_lora.model-*-s? "
                     "runs/vit-lora_gentle-*-s? --by adapter,lr,seed --merge task_arithmetic "
                     "--sweep lam=0:1:0.1 --limit 500 --plot docs/figures"],
+    "spaces": [f"eval.py runs/vit-lora-*-s0 --merge average --space {space}"
+               for space in ("weight", "adapter")],
+    "look": each("eval.py runs/vit-KIND-*-s0 --lam 0.3 --limit 100 --plot docs/figures "
+                 "--analyze cosine,disentangle,subsets,forget", THREE),
 }
 
 

@@ -1,0 +1,94 @@
+"""What the papers claim, beside what is measured here: tables from the files of bench.tables.
+
+    python -m bench.tables --jobs 2 train claim rules      # hours
+    python -m bench.claims
+
+An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
+seeds. A claim is *confirmed* where every seed agrees and the mean is at least half a point,
+*contradicted* where every seed says the opposite by as much, and else *not seen*.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from errors import BadInput
+from experiment import cli, tables
+
+LEAST = 0.005
+# of arXiv:2310.04742: L-LoRA has more of this number, merged by this rule
+LINEARIZED = [("share", "average"), ("share", "task_arithmetic"), ("share", "ties"),
+              ("normalised", "task_arithmetic"), ("absolute", "task_arithmetic")]
+# (paper, step of bench.tables, a rule, the rule that it is better than)
+BETTER = [("2212.04089", "claim", "task_arithmetic", "average"),
+          ("2306.01708", "claim", "ties", "task_arithmetic"),
+          ("2310.02575", "claim", "adamerging_layer", "task_arithmetic"),
+          ("2310.02575", "rules", "adamerging_layer", "adamerging_task"),
+          ("2310.02575", "rules", "adamerging_layer_pp", "adamerging_layer"),
+          ("2412.00081", "rules", "tsv", "task_arithmetic"),
+          ("2502.04959", "rules", "iso_c", "task_arithmetic"),
+          ("2502.04959", "rules", "iso_cts", "iso_c"),
+          ("2410.19735", "rules", "knots", "task_arithmetic"),
+          ("2503.08099", "rules", "wudi", "task_arithmetic"),
+          ("2212.09849", "rules", "regmean", "average"),
+          ("2508.03121", "rules", "regmean_pp", "regmean"),
+          ("2111.09832", "rules", "fisher", "average"),
+          ("2410.02396", "rules", "pcb", "ties"),
+          ("2406.11617", "rules", "della", "dare_ties"),
+          ("2405.07813", "rules", "consensus", "task_arithmetic"),
+          ("2312.06795", "rules", "breadcrumbs", "task_arithmetic"),
+          ("2407.06322", "rules", "magmax", "task_arithmetic"),
+          ("2405.17461", "rules", "emr", "adamerging_layer"),
+          ("2406.15479", "rules", "twin", "adamerging_layer")]
+
+
+def numbers(folder, file, row, number):
+    """One number of every seed, {seed: value}, from FILE.json of a step."""
+    path = folder / f"{file}.json"
+    if not path.exists():
+        raise BadInput(f"no {path}: python -m bench.tables {file.partition('-')[0]}")
+    groups = json.loads(path.read_text())
+    return {seed: group["rows"][row][number] for seed, group in groups.items()}
+
+
+def verdict(effects):
+    """confirmed, contradicted or not seen, from the effect of every seed."""
+    for word, sign in (("confirmed", 1), ("contradicted", -1)):
+        if min(sign * e for e in effects) > 0 and sign * statistics.fmean(effects) >= LEAST:
+            return word
+    return "not seen"
+
+
+def cells(folder, more, less):
+    """[effect, verdict] of a claim; more, less  (file, row, number): the first should be larger."""
+    high, low = numbers(folder, *more), numbers(folder, *less)
+    effects = [high[seed] - low[seed] for seed in high]
+    spread = f" ± {statistics.stdev(effects):.3f}" if len(effects) > 1 else ""
+    return [f"{statistics.fmean(effects):+.3f}{spread}", verdict(effects)]
+
+
+def main():
+    """Print the tables."""
+    parser = argparse.ArgumentParser("python -m bench.claims", description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="of bench.tables")
+    folder, ours, rules = parser.parse_args().folder, [], []
+    for number, rule in LINEARIZED:
+        row = [f"{number}, {rule.replace('_', ' ')}"]
+        for other in ("lora", "lora_gentle"):
+            row += cells(folder, ("claim-l_lora.model", rule, number),
+                         (f"claim-{other}", rule, number))
+        ours.append(row)
+    for paper, step, better, worse in BETTER:
+        row = [f"{better} > {worse}", paper]
+        for kind in ("full", "lora"):
+            file = f"{step}-{kind}"
+            row += cells(folder, (file, better, "absolute"), (file, worse, "absolute"))
+        rules.append(row)
+    print(tables.table(["L-LoRA has more", "than LoRA", "here", "than LoRA, lr 3e-4", "here"],
+                       ours), end="\n\n")
+    print(tables.table(["accuracy", "paper", "full fine-tuning", "here", "LoRA", "here"], rules))
+
+
+if __name__ == "__main__":
+    cli.run(main)
