@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,11 +30,14 @@ import lora
 from encoders.heads import EXAMPLES, HEADS, accuracy, features, place
 from errors import BadInput
 from experiment import cli, run_folder
+from experiment.schedule import batch_rows, schedule, total_steps
 from linearize import READINGS, adapt, encoder_of, param_groups
 
 SETTINGS = ("adapter", "hp", "linearize", "quantize", "targets", "init", "model", "size",
-            "random_weights", "head", "data", "limit", "steps", "batch", "lr", "wd", "seed",
-            "device", "dtype")                                        # of a run, beside its task
+            "random_weights", "head", "data", "limit", "steps", "epochs", "batch",
+            "optimizer", "lr", "wd", "every", "trace", "keep", "seed", "device",
+            "dtype")                                                  # of a run, beside its task
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 HEAD = {"image": "prototypes", "text": "probe"}            # default; drawn tasks have prompts
 SAVE_EVERY = 50                                                                          # steps
 RANK, PROCESSES = (int(os.environ.get(*v)) for v in (("RANK", 0), ("WORLD_SIZE", 1)))    # torchrun
@@ -44,51 +48,59 @@ def train(setting, task, out):
     began, folder, setting = time.time(), run_folder.partial(out), {"task": task} | setting
     base = encoders.load(setting["model"], setting["size"], setting["random_weights"])
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
+    tasks = {name: load_task(name, setting, base) for name in task.split(",")}
+    sets = [(head, *splits["train"]) for head, splits in tasks.values()]
+    total = total_steps(setting, [len(labels) for *_, labels in sets])
     generator = torch.Generator().manual_seed(setting["seed"])
     model, names = adapt(copy.deepcopy(base), setting["adapter"], setting["linearize"],
                          setting["targets"], generator=generator,
                          quantizer=run_folder.quantizer(setting["quantize"]), **setting["hp"])
     layers = list(lora.adapters(encoder_of(model)).values())
-    type(layers[0]).before_training(layers, setting["steps"] * len(task.split(",")))
+    type(layers[0]).before_training(layers, total)
     if setting["init"]:
         from exchange import peft_folder
         peft_folder.start_from(setting, model, names)
     trainable, frozen = cli.describe(model, setting, names)
 
-    tasks = {name: load_task(name, setting, base) for name in task.split(",")}
     score = lambda model, split: {name: accuracy(model, head, *splits[split])
                                   for name, (head, splits) in tasks.items()}
     if RANK == 0:
         _lock = run_folder.start_folder(folder, setting)         # held until this run ends
     start, base_val = run_folder.state(model)[0], statistics.fmean(score(base, "val").values())
-    log = fit(model, [(head, *splits["train"]) for head, splits in tasks.values()], setting, folder)
+    watch = None
+    if setting["every"]:
+        from experiment import early
+        watch = early.Watch(setting, lambda: statistics.fmean(score(model, "val").values()), sets)
+    log = fit(model, sets, setting, folder, total, watch)
     if RANK > 0:
         return
 
+    kept = watch.restore(model) if watch else {}                       # {"kept_step": step}
     val, test, seconds = score(model, "val"), score(model, "test"), time.time() - began
     result = {"base_val": base_val, "val": statistics.fmean(val.values()),
               "test": statistics.fmean(test.values()), "trainable": trainable, "frozen": frozen,
-              "seconds": round(seconds, 1)}
+              "seconds": round(seconds, 1)} | kept
     if len(tasks) > 1:
         result["by_task"] = {name: {"val": val[name], "test": test[name]} for name in tasks}
     heads = {name: head for name, (head, _) in tasks.items()}
-    log = [("step", "loss", "lr"), *log]
+    log = [("step", "loss", "lr", *(watch.columns if watch else ())), *log]
     run_folder.save_run(out, setting, model, names, heads, start, result, log)
     print(f"val {base_val:.3f} before training, {result['val']:.3f} after {seconds:.0f} s")
     print(f"test {result['test']:.3f}  ->  {out}", flush=True)
 
 
-def fit(model, sets, setting, folder):
-    """The training loop; returns the log as rows (step, loss, learning rate).
+def fit(model, sets, setting, folder, total, watch):
+    """The training loop; returns the log as rows (step, loss, learning rate, what `watch` sees).
 
     sets   (head, inputs, labels) per task; several take turns, step by step
+    watch  None, or the early.Watch of --every
     """
-    encoder, total = encoder_of(model), setting["steps"] * len(sets)
+    encoder = encoder_of(model)
     layers, params = (list(f(encoder).values()) for f in (lora.adapters, lora.trainable))
     hooks = type(layers[0])
     groups = param_groups(model, setting["lr"], setting["wd"])
-    optimizer = torch.optim.AdamW([g | {"base_lr": g["lr"]} for g in groups])
-    log = run_folder.load_progress(folder, model, optimizer)
+    optimizer = OPTIMIZERS[setting["optimizer"]]([g | {"base_lr": g["lr"]} for g in groups])
+    log = run_folder.load_progress(folder, model, optimizer, watch)
     if min(len(inputs) for _, inputs, _ in sets) < PROCESSES:
         raise BadInput(f"a batch of the training examples is too small for {PROCESSES} processes")
     steps = range(len(log), total)
@@ -118,26 +130,11 @@ def fit(model, sets, setting, folder):
         hooks.after_step(layers, step + 1, total)
 
         if RANK == 0:
+            log[-1] += watch.look(model, step + 1, total) if watch else ()
             bar.set_postfix(loss=f"{log[-1][1]:.3f}", refresh=False)
             if (step + 1) % SAVE_EVERY == 0 and step + 1 < total:
-                run_folder.save_progress(folder, model, optimizer, log)
+                run_folder.save_progress(folder, model, optimizer, log, watch)
     return log
-
-
-def batch_rows(n, batch, step, seed):
-    """Rows of the batch of step 0, 1, ...: a permutation per epoch, a function of its arguments."""
-    batch = min(batch, n)
-    epoch, i = divmod(step, n // batch)
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    return torch.randperm(n, generator=generator)[i * batch:(i + 1) * batch]
-
-
-def schedule(step, total):
-    """Factor on the learning rate at step 0, 1, ...: 10 % linear warm-up, then cosine to zero."""
-    warm = max(1, total // 10)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, total - warm))
 
 
 def load_task(task, setting, base):
@@ -178,8 +175,16 @@ def arguments():
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
     add("--init", metavar="FOLDER", type=os.path.abspath, help="start from a LoRA saved by PEFT")
     add("--quantize", choices=["nf4"], help="store the frozen weights in 4 bits")
-    add("--steps", type=int, default=200), add("--batch", type=int, default=32)
-    add("--lr", type=float, help="default: the adapter's own"), add("--wd", type=float, default=0.0)
+    add("--steps", type=int, help="optimizer steps (default: 200)")
+    add("--epochs", type=int, help="instead of --steps: passes over the training examples")
+    add("--batch", type=int, default=32)
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="sgd has momentum 0.9")
+    add("--lr", type=float, help="default: the adapter's own, which is meant for adamw")
+    add("--wd", type=float, default=0.0)
+    add("--every", type=int, metavar="N", help="log the accuracy on val every N steps")
+    add("--trace", action="store_true", help="log the log-trace of the Fisher information, too")
+    add("--keep", choices=["last", "best", "trace"], default="last", help="the weights to keep, of "
+        "the steps of --every: the last, of the best val accuracy, of the largest log-trace")
     add("--seed", type=int, default=0)
     add("--device", default="auto")
     add("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
@@ -191,6 +196,12 @@ def arguments():
     cli.check_numbers(args)
     if args.jobs > 1 and PROCESSES > 1:
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
+    if args.steps and args.epochs:
+        raise BadInput(f"--steps {args.steps} and --epochs {args.epochs}: give one of the two")
+    args.steps = args.steps or (None if args.epochs else 200)
+    args.trace = args.trace or args.keep == "trace"
+    if not args.every and (args.trace or args.keep != "last"):
+        raise BadInput("--trace and --keep look at the model while it trains: add --every N")
     return args
 
 

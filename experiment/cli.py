@@ -112,8 +112,8 @@ def names(text, what, choices):
 
 
 # flag -> (least, most, in words): every number of every command line
-COUNTS = ("steps", "batch", "limit", "jobs", "rank", "size", "examples", "rounds", "width", "depth",
-          "heads", "pairs", "reward_steps")
+COUNTS = ("steps", "epochs", "every", "batch", "limit", "jobs", "rank", "size", "examples",
+          "rounds", "width", "depth", "heads", "pairs", "reward_steps")
 RANGES = dict.fromkeys(COUNTS, (1, 10 ** 9, "a whole number of 1 or more")) | {
     "lr": (1e-12, 1e30, "a number above 0"), "alpha": (1e-6, 1e6, "a number above 0"),
     "wd": (0, 1e3, "a number of 0 or more"), "lam": (-1e3, 1e3, "a number such as 0.3"),

@@ -2,7 +2,7 @@
 
     adapter.pt    the trained tensors and what rebuilds them (loads with weights_only=True)
     config.json   every resolved setting of the run
-    log.csv       step, loss, learning rate
+    log.csv       step, loss, learning rate; with --every the accuracy on val
     result.json   accuracies, counts, seconds
 
 While it trains, a run lives in `<out>.partial` with resume.pt; one rename gives the finished folder
@@ -30,6 +30,8 @@ from errors import BadInput, read_json
 from linearize import adapt, encoder_of, set_start
 
 FILES = {"adapter.pt", "config.json", "log.csv", "result.json", "resume.pt", "lock"}
+DEFAULTS = {"epochs": None, "optimizer": "adamw", "every": None, "trace": False,
+            "keep": "last"}                                    # settings that older runs lack
 KEYS = {"setting", "layers", "base", "heads", "start", "trained", "buffers", "torch"}
 
 
@@ -134,7 +136,7 @@ def check_same(folder, setting):
     path = folder / "config.json"
     if not path.exists():
         return
-    old = read_json(path, "--overwrite starts the run again")
+    old = DEFAULTS | read_json(path, "--overwrite starts the run again")
     if differ := [k for k in setting if old.get(k) != setting[k]]:
         changes = ", ".join(f"{k} {old.get(k)} then, {setting[k]} now" for k in differ)
         raise BadInput(f"{folder} was made with other settings ({changes}): repeat them to resume "
@@ -168,14 +170,14 @@ def start_folder(folder, setting):
     return held
 
 
-def save_progress(folder, model, optimizer, log):
+def save_progress(folder, model, optimizer, log, watch):
     """Everything the next step depends on; batches and rates are functions of the step."""
     trained, buffers = state(model)
     save_tensors({"trained": trained, "buffers": buffers, "optimizer": optimizer.state_dict(),
-                  "log": log}, folder / "resume.pt")
+                  "log": log, "kept": watch.kept if watch else {}}, folder / "resume.pt")
 
 
-def load_progress(folder, model, optimizer):
+def load_progress(folder, model, optimizer, watch):
     """Restore save_progress, if there is one; returns the log so far."""
     path = folder / "resume.pt"
     if not path.exists():
@@ -183,6 +185,8 @@ def load_progress(folder, model, optimizer):
     saved = load_tensors(path)
     set_tensors(model, saved["trained"], saved["buffers"], path)
     optimizer.load_state_dict(saved["optimizer"])
+    if watch:
+        watch.kept = saved["kept"]
     return saved["log"]
 
 
@@ -227,7 +231,7 @@ def load(folder):
     result = read_json(folder / "result.json", "train the run again")
     if not {"val", "test"} <= result.keys():
         raise BadInput(f"{folder / 'result.json'} lacks val and test: train the run again")
-    return run | {"folder": folder, "result": result}
+    return run | {"setting": DEFAULTS | run["setting"], "folder": folder, "result": result}
 
 
 def base_encoder(run, device="cpu"):

@@ -33,8 +33,8 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
     ("analysis.match", "exchange"): "the matched encoder is written as others read it"}
 OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/pictures.py",
             "peft": "bench/peft_library.py"}
-LIMITS = {"train": (15, 2000), "eval": (21, 2850)}      # files and lines that an import reaches
-ALL_LINES = 12980
+LIMITS = {"train": (15, 2040), "eval": (21, 2850)}      # files and lines that an import reaches
+ALL_LINES = 13040
 
 
 def name_of(path):

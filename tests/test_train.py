@@ -116,6 +116,33 @@ def test_schedule_and_batches():
     assert not torch.equal(epoch[:4], train.batch_rows(12, 4, 0, 8))
 
 
+def test_epochs_are_passes_over_the_training_examples(command, fit, tiny, tmp_path):
+    """40 examples in batches of 16 are two steps; of several tasks the largest counts."""
+    words = ["--adapter", "lora", "--model", tiny, "--limit", 40, "--batch", 16, "--epochs", 3]
+    assert command(train.main, *words, "--out", tmp_path / "three")[0] == 0
+    assert fit("--adapter", "lora")[0] == 0                                      # six steps
+    assert identical(tensors(tmp_path / "three"), tensors(tmp_path / "runs/lora-digits-s0"))
+    setting = {"steps": None, "epochs": 3, "batch": 16}
+    assert train.total_steps(setting, [20, 40]) == 3 * 2 * 2
+    assert train.total_steps(setting, [10]) == 3
+
+
+def test_sgd_has_momentum_and_no_adaptive_step(fit, tmp_path):
+    """Two steps of slope 1 and rate .1 from 0: -.1, then -.1 (.9 + 1) more."""
+    p = torch.zeros(1, requires_grad=True)
+    optimizer = train.OPTIMIZERS["sgd"]([{"params": [p], "lr": 0.1}])
+    for expected in (-0.1, -0.29):
+        optimizer.zero_grad(), p.sum().backward(), optimizer.step()
+        assert p.item() == pytest.approx(expected)
+    moved = {}
+    for words in (["sgd", "--lr", 1e-2], ["sgd", "--lr", 1e-3, "--overwrite"]):
+        assert fit("--adapter", "full", "--optimizer", *words)[0] == 0
+        run = run_folder.load(tmp_path / "runs/full-digits-s0")
+        moved[words[2]] = sum(v.square().sum() for v in run["trained"].values()).sqrt().item()
+    assert run["setting"]["optimizer"] == "sgd"
+    assert moved[1e-2] == pytest.approx(10 * moved[1e-3], rel=0.05)       # proportional to the rate
+
+
 def test_list_commands(command):
     code, out, _ = command(train.main, "--list")
     assert code == 0 and all(name in out for name in ADAPTERS) and "2310.04742" in out
@@ -139,6 +166,10 @@ def test_list_commands(command):
     (["--adapter", "full", "--rank", 4], "unknown key for full 'rank': known: (none)"),
     (["--adapter", "l_lora", "--linearize", "off"], "l_lora is a linearization"),
     (["--steps", 0], "--steps 0: give a whole number of 1 or more"),
+    (["--epochs", 2], "--steps 6 and --epochs 2: give one of the two"),
+    (["--every", 0], "--every 0: give a whole number of 1 or more"),
+    (["--keep", "best"], "look at the model while it trains: add --every N"),
+    (["--trace"], "look at the model while it trains: add --every N"),
     (["--lr", -1], "--lr -1.0: give a number above 0"),
     (["--lr", 0], "--lr 0.0: give a number above 0"),
     (["--lr", "nan"], "--lr nan: give a number above 0"),

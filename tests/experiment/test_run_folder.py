@@ -136,3 +136,21 @@ def test_one_changed_byte_of_an_adapter_is_noticed(tiny, tmp_path, place):
     content[int(place * len(content))] ^= 1
     file.write_bytes(content)
     refuses("adapter.pt is not a complete file of tensors", run_folder.load, tmp_path / "mine")
+
+
+def test_a_run_from_before_a_setting_has_its_default(command, tiny, tmp_path):
+    """It loads, is grouped by it and counts as finished, but not with another value."""
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine"]
+    assert command(train.main, *words)[0] == 0
+    file, run = tmp_path / "mine/adapter.pt", run_folder.load_tensors(tmp_path / "mine/adapter.pt")
+    setting = {k: v for k, v in run["setting"].items() if k not in run_folder.DEFAULTS}
+    assert len(setting) == len(run["setting"]) - 5
+    run_folder.save_tensors(run | {"setting": setting}, file)
+    run_folder.write_json(setting, tmp_path / "mine/config.json")
+    assert run_folder.load(tmp_path / "mine")["setting"] == setting | run_folder.DEFAULTS
+    assert "is finished: skipped" in command(train.main, *words, "--resume")[1]
+    code, _, err = command(train.main, *words, "--resume", "--optimizer", "sgd")
+    assert code == 2 and "optimizer adamw then, sgd now" in err
+    code, out, err = command(evaluation.main, tmp_path / "mine", tmp_path / "mine", "--merge",
+                             "average", "--by", "optimizer")
+    assert code == 0 and "| average |     adamw |" in out, err
