@@ -25,6 +25,7 @@ SEEDS = range(3)
 GENTLE = "runs/vit-lora_gentle-{task}-s{seed}"
 # what is trained for most tables: name of the runs -> the words of train.py
 KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--adapter l_lora",
+         "l_lora.layer": "--adapter l_lora --linearize layer",
          "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE}"}
 THREE = ("full", "lora", "l_lora.model")
 
