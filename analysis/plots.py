@@ -13,8 +13,9 @@ from experiment import cli
 
 WORDS = {"full": "full fine-tuning", "lora": "LoRA", "l_lora.model": "L-LoRA, whole model",
          "l_lora.layer": "L-LoRA, layer by layer"}
-# of Okabe and Ito: colour-blind readers tell them apart; each line has a marker of its own too
-LINES = list(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"), "os^Dvx"))
+# of Okabe and Ito: colour-blind readers tell them apart. A seventh line has a colour again, and a
+# marker of its own
+COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"), "os^DvxP"
 
 
 def words(label):
@@ -88,7 +89,7 @@ def curves(lines, x_label, y_label, title, caption, path, log=False):
     a little apart."""
     figure, axes = canvas()
     for i, (label, points) in enumerate(lines.items()):
-        colour, marker = LINES[i % len(LINES)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         x, y, *ends = zip(*points)
         axes.plot(x, y, marker=marker, markersize=4, label=label, color=colour)
         if ends:
@@ -111,7 +112,7 @@ def coefficient(rows, path):
                 best = max(score for at, score in curve if at == lam)     # over other swept keys
                 scores.setdefault((group.label(), rule), {}).setdefault(lam, []).append(best)
     rules = list(dict.fromkeys(rule for _, rule in scores))
-    lines = {words(f"{label} {rule}".strip() if len(rules) > 1 or not label else label):
+    lines = {words(label if label and len(rules) == 1 else f"{label} {rule}".strip()):
              [(lam, statistics.fmean(seeds), min(seeds), max(seeds)) for lam, seeds in at.items()]
              for (label, rule), at in scores.items()}
     score = "normalised " * (next(iter(rows)).choose == "normalised") + "validation accuracy"

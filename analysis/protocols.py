@@ -49,9 +49,9 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
                      statistics.fmean(map(scoring.mean, scores)), *spread])
         curves[rule].append((K, *spread))
         if K == 2 and rule == rules[0]:
-            for i, j in itertools.permutations(range(len(a.names)), 2):
-                beside = every[K].index(tuple(a.names[t] for t in sorted((i, j))))
-                pairs[i, j] = ratios[beside][a.names[i]]
+            for (one, other), ratio in zip(every[K], ratios):
+                i, j = a.names.index(one), a.names.index(other)
+                pairs[i, j], pairs[j, i] = ratio[one], ratio[other]
     print(tables.table(["rule", "tasks", "subsets", "lam", "absolute", "normalised", "least",
                         "most"], rows))
     if a.folder:

@@ -71,6 +71,17 @@ def test_a_subset_merged_by_a_rule_is_the_rule_on_its_task_vectors(group, rule):
     assert len(seen) == 2 if rule == "average" else len(seen) > 3
 
 
+def test_pairs_have_the_task_in_the_row_and_its_partner_in_the_column(group, small_grids):
+    """The average of two, scored on the one in the row, beside its single model."""
+    a = analysis_of(group, examples=40)
+    pairs = INSTRUMENTS["subsets"](a)["pairs"]
+    for i, j in ((0, 2), (2, 0), (1, 3), (3, 3)):
+        task, c = a.names[i], a.only({a.names[i], a.names[j]}, 0.5 if i != j else 1.0)
+        expected = a.score(c, task, "test") / a.score(a.only([task]), task, "test")
+        assert pairs[i][j] == pytest.approx(expected, abs=1e-6)
+    assert pairs[0][2] != pairs[2][0]
+
+
 @pytest.mark.parametrize("choose, best", [("absolute", 0.5), ("normalised", 1.0)])
 def test_the_lam_of_instruments_is_chosen_by_either_score(choose, best):
     """Singles .8 and .2: (.8, .1) is more accurate, and (.4, .3) better beside the singles."""
