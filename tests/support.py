@@ -319,3 +319,16 @@ def coefficients(merged, base, taus, index):
         stack = torch.stack([flat(tau) for tau in taus], 1)
         columns.append(torch.linalg.lstsq(stack, moved, driver="gelsd").solution)
     return torch.cat(columns, 1)
+
+
+def tensors(folder):
+    """Everything trained in a run, flat."""
+    run = run_folder.load(folder)
+    heads = {f"{task}.{k}": v for task, head in run["heads"].items() for k, v in head.items()}
+    return {f"{part}.{k}": v for part in ("start", "trained", "buffers")
+            for k, v in run[part].items()} | heads
+
+
+def identical(a, b):
+    """The same names and the same bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

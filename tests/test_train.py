@@ -16,21 +16,9 @@ import train
 from experiment import run_folder
 from files import write_idx
 from lora import ADAPTERS
-from support import QUICK, SPECIAL_WORDS as SPECIAL, write_checkpoint
+from support import QUICK, SPECIAL_WORDS as SPECIAL, identical, tensors, write_checkpoint
 
 ROOT = Path(train.__file__).parent
-
-
-def tensors(folder):
-    """Everything trained in a run, flat."""
-    run = run_folder.load(folder)
-    heads = {f"{task}.{k}": v for task, head in run["heads"].items() for k, v in head.items()}
-    return {f"{part}.{k}": v for part in ("start", "trained", "buffers")
-            for k, v in run[part].items()} | heads
-
-
-def identical(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ---- what a run leaves ---------------------------------------------------------------------------

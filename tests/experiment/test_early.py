@@ -15,22 +15,13 @@ from encoders.heads import Prototypes
 from experiment import early, run_folder, spaces
 from experiment.scoring import Tasks
 from linearize import encoder_of
-from support import adapted, every_adapter
+from support import adapted, every_adapter, identical, tensors
 
 SETTING = {"every": 2, "trace": True}
 
 
 def rows(folder):
     return list(csv.DictReader(open(folder / "log.csv")))
-
-
-def weights(folder):
-    run = run_folder.load(folder)
-    return run["trained"] | run["buffers"]
-
-
-def identical(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("keep, step", [("last", None), ("best", 4), ("trace", 2)])
@@ -51,9 +42,9 @@ def test_the_first_best_step_is_kept(encoder, monkeypatch, keep, step):
 def test_watching_changes_nothing_and_keeps_the_best_on_val(fit, tmp_path):
     out, words = tmp_path / "runs/lora-digits-s0", ["--adapter", "lora", "--lr", 0.3]
     assert fit(*words)[0] == 0
-    plain, log = weights(out), rows(out)
+    plain, log = tensors(out), rows(out)
     assert fit(*words, "--overwrite", "--every", 4, "--trace")[0] == 0
-    assert identical(plain, weights(out))
+    assert identical(plain, tensors(out))
     seen = rows(out)
     assert [row["step"] for row in seen if row["val"]] == ["4", "6"]        # every N-th, the last
     assert all(bool(row["val"]) == bool(row["log_trace"]) for row in seen)
@@ -74,7 +65,7 @@ def test_the_kept_step_survives_an_interruption(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(early, "log_trace", lambda model, sets: -sum(
         p.square().sum().item() for name, p in lora.trainable(model).items() if name[-1] == "B"))
     assert fit(*words)[0] == 0
-    whole, log = weights(out), (out / "log.csv").read_text()
+    whole, log = tensors(out), (out / "log.csv").read_text()
     assert json.loads((out / "result.json").read_text())["kept_step"] == 2
     save = run_folder.save_progress
 
@@ -87,7 +78,7 @@ def test_the_kept_step_survives_an_interruption(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "save_progress", save)
     shutil.rmtree(out)
     assert fit(*words, "--resume")[0] == 0
-    assert identical(whole, weights(out)) and (out / "log.csv").read_text() == log
+    assert identical(whole, tensors(out)) and (out / "log.csv").read_text() == log
     assert json.loads((out / "result.json").read_text())["kept_step"] == 2
 
 
