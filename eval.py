@@ -28,8 +28,9 @@ from experiment.scoring import RULES, Tasks
 
 LAMS = [0.1, 0.2, 0.3, 0.5, 1.0]                 # what --merge all sweeps unless told otherwise
 TRIVIAL = ("negation", "layerwise")              # not in all: the opposite, and the average again
-INSTRUMENTS = ("cosine", "distance", "pca", "disentangle", "landscape", "entropy", "subsets",
-               "coefficient", "unseen", "retention", "forget", "analogy", "corruption", "fisher")
+INSTRUMENTS = ("cosine", "distance", "pca", "spectrum", "disentangle", "landscape", "entropy",
+               "subsets", "coefficient", "unseen", "retention", "forget", "analogy", "corruption",
+               "fisher")
 
 
 # ---- merging -------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ model linearized as a whole.
 Here: the geometry of the task vectors and how two of them interfere; the rest is in protocols.py.
 """
 
+import statistics
 from functools import partial
 
 import torch
@@ -78,14 +79,16 @@ class Subset:
 
     def __init__(self, a, rule, members):
         self.a, self.rule, self.members, self.line = a, rule, members, None
+        self.merged = None
         if rule in ("average", "task_arithmetic"):
             return
         chosen = lambda values: [values[a.names.index(name)] for name in members]
         material = {k: v if callable(v) else chosen(v)
                     for k, v in a.tasks.material(a.space, merge.needs(rule)).items()}
         scale = {"lam": 1.0} if "lam" in merge.options(rule) else {}
-        one = RULES[rule](a.space.base, chosen(a.space.taus), **material, **scale)
-        self.line = Mixture(a.space, 1, lambda c: along(a.space.base, one, c[0]), a.mixture.at_base)
+        self.merged = RULES[rule](a.space.base, chosen(a.space.taus), **material, **scale)
+        self.line = Mixture(a.space, 1, lambda c: along(a.space.base, self.merged, c[0]),
+                            a.mixture.at_base)
 
     def score(self, lam, task, split):
         """Accuracy on a task at the coefficient lam, which the average does not have."""
@@ -130,6 +133,25 @@ def pca(a):
                      "In units of the weights. Of unrelated vectors of one length, each component "
                      f"explains 1/(T - 1) = {1 / (len(a.names) - 1):.0%}.", a.path("pca"))
     return {"scores": scores.tolist(), "share": share.tolist()}
+
+
+@instrument
+def spectrum(a, at=(1, 2, 4, 8, 16, 32, 64, 128)):
+    """Share of the task vectors, and of their sum, in the first k singular directions."""
+    each = [measures.energy(tau).tolist() for tau in a.space.taus]
+    whole = measures.energy(merge.total(a.space.taus)).tolist()
+    at = [k for k in at if k <= len(whole)]
+    rows = [[n, *(e[k - 1] for k in at)] for n, e in zip([*a.names, "sum"], [*each, whole])]
+    print(tables.table(["first k directions", *map(str, at)], rows))
+    if a.folder:
+        single = [(k, statistics.fmean(v), min(v), max(v))
+                  for k, v in ((k, [e[k - 1] for e in each]) for k in at)]
+        plots.curves({"single tasks": single, "their sum": [(k, whole[k - 1]) for k in at]},
+                     "first k singular directions", "share of the squared length",
+                     f"Singular values of task vectors, {a.title}",
+                     "Mean over matrices; bars from the lowest task to the highest. A low curve "
+                     "spreads over many directions.", a.path("spectrum"))
+    return {"single": dict(zip(a.names, each)), "sum": whole}
 
 
 def coordinates(a, names):

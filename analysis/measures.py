@@ -3,6 +3,8 @@
     cosine            c_ij = <tau_i, tau_j> / (||tau_i|| ||tau_j||),   tau_t (n,) · c (T, T)
     PCA               -1/2 J D^2 J = J tau tau^T J = V S^2 V^T,   scores V S (T, c)
                       D_ij = ||tau_i - tau_j||,   J = I - 1/T (T, T)
+    energy            e_k = mean over the matrices of tau of sum_{i <= k} s_i^2 / sum_i s_i^2   (K,)
+                      s_1 >= s_2 >= ...   the singular values of a matrix
     disentanglement   xi(la, lb) = sum over t in {a, b} of E_{x ~ task t} [
                           argmax f_t(x; theta_0 + l_t tau_t)
                           != argmax f_t(x; theta_0 + la tau_a + lb tau_b) ]          in [0, 2]
@@ -93,6 +95,19 @@ def pca(taus, components=2):
     sign = torch.where(scores.gather(0, first) < 0, -1, 1)
     variance = values.sum()
     return scores * sign, values[:components] / torch.where(variance > 0, variance, 1)
+
+
+def energy(tau):
+    """Share of a task vector that its first k singular directions hold, k = 1 .. K: (K,) float64.
+
+    Mean over its matrices that are not all zeros; K is the largest number of singular values.
+    """
+    squares = [torch.linalg.svdvals(matrix.double()).square().cpu() for matrix in tau.values()
+               if matrix.dim() == 2 and matrix.any()]
+    shares = torch.ones(len(squares), max(map(len, squares)), dtype=torch.float64)
+    for row, s in zip(shares, squares):
+        row[:len(s)] = s.cumsum(0) / s.sum()
+    return shares.mean(0)
 
 
 def plane(base, tau_a, tau_b, lams, desc):

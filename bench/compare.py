@@ -1,17 +1,18 @@
-"""Every adapter at its own best learning rate, on two tasks: the table in the README.
+"""Every adapter at its own learning rate, alone and merged: the table in docs/adapters.md.
 
     python -m bench.compare --jobs 2           # hours of one core; stop and start it as you like
     python -m bench.compare --adapters dora,vera --jobs 2
 
-For each adapter: seed 0 with every learning rate of one grid, on the tasks; then the other seeds
-with the smallest rate within a point of the best mean validation accuracy, and only those runs are
-read on test. train.py makes the runs, in runs/compare; finished ones are not repeated. `python -m
-bench` gives the step times.
+For each adapter: a walk over a grid of learning rates at seed 0, on the drawn tasks; then the other
+seeds with the smallest rate within a point of the best mean validation accuracy, and only those
+runs are read on test. train.py makes the runs, in runs/compare, and eval.py merges them; what is
+finished is not repeated. `python -m bench` gives the step times.
 """
 
 import argparse
 import inspect
 import json
+import math
 import os
 import re
 import statistics
@@ -28,8 +29,9 @@ import encoders
 import lora
 from errors import BadInput
 from experiment import cli, tables
+from tasks.drawn import TASKS
 
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 WITHIN = 0.01                               # of the best mean accuracy: the smallest rate is taken
 SEEDS = (0, 1, 2)
 HERE = Path(__file__).parents[1]
@@ -70,12 +72,49 @@ def results(args, *run):
     return [json.loads((folder(args, *run, t) / "result.json").read_text()) for t in args.tasks]
 
 
+def validation(args, adapter):
+    """{rate: mean validation accuracy at seed 0} of the rates that are trained, rising."""
+    trained = [rate for rate in sorted(args.rates)
+               if all((folder(args, adapter, rate, 0, task) / "result.json").exists()
+                      for task in args.tasks)]
+    return {rate: statistics.fmean(result["val"] for result in results(args, adapter, rate, 0))
+            for rate in trained}
+
+
+def untried(args, adapter):
+    """The next rates of the walk: first the one nearest to the adapter's default, then up while
+    the largest tried is the best, and down while the smallest tried is within a point of it."""
+    val, rates = validation(args, adapter), sorted(args.rates)
+    if not val:
+        cls = lora.ADAPTERS[adapter]
+        return [min(rates, key=lambda rate: abs(math.log(rate / cls.lr[cls.linearize])))]
+    best = max(val.values())
+    up = [rate for rate in rates if rate > max(val)][:val[max(val)] == best]
+    down = [rate for rate in rates if rate < min(val)][-1:] if within(val[min(val)], best) else []
+    return down + up
+
+
+def within(accuracy, best):
+    return accuracy >= best - WITHIN - 1e-9
+
+
 def best_rate(args, adapter):
-    """The smallest learning rate of the grid whose mean validation accuracy at seed 0 is within
-    one point of the best: gentle fine-tuning merges better."""
-    val = {rate: statistics.fmean(result["val"] for result in results(args, adapter, rate, 0))
-           for rate in args.rates}
-    return min(rate for rate in val if val[rate] >= max(val.values()) - WITHIN - 1e-9)
+    """The smallest learning rate whose mean validation accuracy at seed 0 is within one point of
+    the best: gentle fine-tuning merges better."""
+    val = validation(args, adapter)
+    return min(rate for rate in val if within(val[rate], max(val.values())))
+
+
+def merged(args, adapter, rate):
+    """{seed: {row: its numbers}} of eval.py: the runs of a seed merged by two rules."""
+    path = args.out / f"{adapter}-{rate:g}-{'+'.join(args.tasks)}.json"
+    if not path.exists():
+        runs = [folder(args, adapter, rate, seed, task) for seed in SEEDS for task in args.tasks]
+        subprocess.run([sys.executable, str(HERE / "eval.py"), *map(str, runs), "--by", "seed",
+                        "--merge", "average,task_arithmetic", "--sweep",
+                        "lam=0.1,0.2,0.3,0.4,0.6,0.8,1", "--limit", "500", "--json", str(path)],
+                       cwd=HERE, check=True)
+    return {seed: group["rows"] for seed, group in json.loads(path.read_text()).items()}
 
 
 def lines_of_code(cls):
@@ -102,12 +141,14 @@ def row(args, adapter, times):
     cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
     arxiv = re.search(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__.partition("\n\n")[0])
     by_seed = [results(args, adapter, rate, seed) for seed in SEEDS]
-    tests = [[result["test"] for result in task] for task in zip(*by_seed)]
+    scores = [[statistics.fmean(result["test"] for result in seed) for seed in by_seed]]
+    scores += [[rows[rule]["absolute"] for rows in merged(args, adapter, rate).values()]
+               for rule in ("average", "task_arithmetic")]
     encoder = encoders.load(args.model)
     lora.inject(encoder, adapter, generator=torch.Generator())
     return [adapter, arxiv.group() if arxiv else "-", f"{by_seed[0][0]['trainable']:,}",
             max(layer.rank_bound() for layer in lora.adapters(encoder).values()), f"{rate:g}",
-            *(f"{statistics.fmean(test):.3f} ± {statistics.stdev(test):.3f}" for test in tests),
+            *(f"{statistics.fmean(s):.3f} ± {statistics.stdev(s):.3f}" for s in scores),
             f"{times[adapter]:.2f}", lines_of_code(cls)]
 
 
@@ -116,7 +157,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--adapters", help="comma-separated (default: all)")
-    add("--tasks", type=lambda text: text.split(","), default=["count", "relation"])
+    add("--tasks", type=lambda text: text.split(","), default=list(TASKS))
     add("--rates", type=lambda text: [float(v) for v in text.split(",")], default=RATES)
     add("--steps", type=int, default=200)
     add("--model", default="vit")
@@ -128,13 +169,14 @@ def main():
     names = cli.names(args.adapters, "adapter", every) if args.adapters else every
     args.out = args.out.absolute()
     cli.check_place("--out", args.out / "bench.json")
-    train(args, [(a, rate, 0) for a in names for rate in args.rates], "learning rates")
+    while todo := [(a, rate, 0) for a in names for rate in untried(args, a)]:
+        train(args, todo, "learning rates")
     train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")
     times = step_times(args)
-    print(f"{args.steps} steps, learning rate chosen on validation from "
-          f"{', '.join(f'{r:g}' for r in args.rates)}; test accuracy over {len(SEEDS)} seeds")
-    print(tables.table(["adapter", "arXiv", "trainable", "rank", "lr", *args.tasks, "step / lora",
-                     "lines"], [row(args, name, times) for name in names]))
+    print(f"{args.steps} steps; mean test accuracy of {len(args.tasks)} tasks, {len(SEEDS)} seeds")
+    print(tables.table(["adapter", "arXiv", "trainable", "rank", "lr", "single", "average",
+                        "task_arithmetic", "step / lora", "lines"],
+                       [row(args, name, times) for name in names]))
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ def trained(tiny, tmp_path_factory):
 def small_grids(monkeypatch):
     """Every instrument on fewer subsets and coefficients."""
     for name, few in (("subsets", {"per_size": 1, "lams": (0.3, 1.0)}),
+                      ("unseen", {"rule": "ties"}), ("corruption", {"rule": "ties"}),
                       ("landscape", {"lams": (0.0, 1.0)}), ("disentangle", {"lams": (0.0, 1.0)})):
         whole = protocols.INSTRUMENTS[name]
         part = functools.update_wrapper(functools.partial(whole, **few), whole)

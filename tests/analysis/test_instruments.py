@@ -101,6 +101,35 @@ def test_retention_has_the_scores_of_the_runs_on_its_diagonal(group):
         assert table[0][i] == a.score([0.0] * 4, name, "test")
 
 
+def test_tasks_left_out_are_scored_on_a_merge_of_the_others(group):
+    """By hand: task arithmetic and the rule of the two others, on the first test inputs."""
+    a = analysis_of(group)
+    found, others = INSTRUMENTS["unseen"](a, rule="ties"), [[2, 3], [2, 3], [0, 1], [0, 1]]
+    assert [row[0] for row in found["rows"]] == a.names
+    for (name, base, added, learnt, own), kept in zip(found["rows"], others):
+        taus = [a.space.taus[i] for i in kept]
+        merged = [merge.RULES["task_arithmetic"](a.space.base, taus, lam=a.lam),
+                  merge.RULES["ties"](a.space.base, taus, lam=1.0)]
+        images, labels = a.sample(name, "test")
+        direct = [correct(a.tasks.heads[name], features(a.space.apply(m), images), labels)
+                  for m in (a.space.base, *merged)]
+        assert [base, added, learnt] == pytest.approx(direct, abs=1.01 / len(labels))
+        assert own == a.score(a.only([name]), name, "test")
+
+
+def test_clean_images_are_scored_as_everywhere(group):
+    """The first row of `corruption` has no corruption; the means leave it out."""
+    a = analysis_of(group)
+    found = INSTRUMENTS["corruption"](a, severities=(5,), rule="ties")
+    clean, *rows = found["rows"]
+    scores = lambda c: sum(a.score(c, n, "test") for n in a.names) / len(a.names)
+    assert clean[:2] == ["clean", 0] and len(rows) == 7
+    assert clean[2:4] == pytest.approx([scores(a.only([])), scores(a.only(a.names, a.lam))])
+    assert clean[4] == pytest.approx(sum(Subset(a, "ties", a.names).score(1.0, n, "test")
+                                         for n in a.names) / len(a.names), abs=1.01 / 80)
+    assert found["mean"] == pytest.approx([sum(row[i] for row in rows) / 7 for i in (2, 3, 4)])
+
+
 def test_disentanglement_is_zero_on_the_axes_of_its_task(group):
     """At (0, 0) no task vector acts: nothing changes a class."""
     found = INSTRUMENTS["disentangle"](analysis_of(group), lams=(0.0, 1.0))
@@ -134,14 +163,14 @@ def test_the_same_task_twice_is_refused(fit, command, tmp_path):
 
 def test_figures_or_one_line_how_to_get_them(group, command, tmp_path):
     code, out, err = command(evaluation.main, *group, "--analyze",
-                             "cosine,pca,disentangle,landscape,entropy,subsets,coefficient",
+                             "cosine,pca,spectrum,disentangle,landscape,entropy,subsets,coefficient",
                              "--limit", 5, "--lam", 0.5, "--plot", tmp_path / "figures")
     if importlib.util.find_spec("matplotlib") is None:
         assert code == 2 and "pip install -r requirements-figures.txt" in err
         assert not (tmp_path / "figures").exists()
     else:
         assert code == 0, err
-        assert len(list((tmp_path / "figures").glob("*.png"))) == 8
+        assert len(list((tmp_path / "figures").glob("*.png"))) == 9
 
 
 def test_a_sweep_of_lam_is_one_figure(group, command, tmp_path, monkeypatch):

@@ -51,6 +51,16 @@ def test_forgetting_keeps_the_control():
 
 # ---- geometry ------------------------------------------------------------------------------------
 
+def test_energy_of_singular_directions_by_hand():
+    """diag(3, 4, 0) turned: 16/25 in the first direction; beside it a matrix of rank 1 holds all in
+    the first. Vectors and zeros do not count."""
+    turn = torch.linalg.qr(torch.arange(9.0, dtype=torch.float64).reshape(3, 3).cos())[0]
+    tau = {"a": turn @ torch.diag(torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)),
+           "b": torch.ones(5, 2), "bias": torch.ones(4), "still": torch.zeros(6, 6)}
+    close(measures.energy({"a": tau["a"]}), torch.tensor([0.64, 1, 1], dtype=torch.float64))
+    close(measures.energy(tau), torch.tensor([0.82, 1, 1], dtype=torch.float64))
+
+
 def test_three_four_five():
     a, b = zeros(), zeros()
     a["a"][0], b["blocks.0.w"][1, 2] = 3.0, 4.0

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,14 +111,33 @@ def test_bench_without_the_library_says_how_to_get_it(command, monkeypatch):
     assert code == 2 and "pip install -r requirements-exchange.txt" in err
 
 
+def test_compare_walks_the_rates(monkeypatch):
+    """From the default up while it gets better, down while within a point: and no further."""
+    curve = {1e-4: 0.9, 3e-4: 0.93, 1e-3: 0.945, 3e-3: 0.95, 1e-2: 0.94, 3e-2: 0.2}
+    args, known = SimpleNamespace(rates=list(curve)), {}
+    monkeypatch.setattr(compare, "validation", lambda args, adapter: dict(sorted(known.items())))
+    steps = []
+    while todo := compare.untried(args, "lora"):
+        steps.append(todo)
+        known |= {rate: curve[rate] for rate in todo}
+    assert steps == [[1e-3], [3e-4, 3e-3], [1e-2]]
+    assert compare.best_rate(args, "lora") == 1e-3
+    known[3e-3] = 0.956
+    assert compare.best_rate(args, "lora") == 3e-3
+    known.clear(), known.update({1e-4: 0.90, 3e-4: 0.8})
+    assert compare.untried(args, "lora") == []                    # 1e-4 is the end of the grid
+
+
 def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, monkeypatch):
-    """Finished runs are not trained again; the rate of the table is the best on validation."""
+    """Finished runs are not trained again; the rate of the table is chosen on validation."""
     monkeypatch.setattr(compare, "SEEDS", (0, 1))
     out = tmp_path / "table"
     out.mkdir()
     times = (("lora_fa", "off", 0.9), ("lora_fa", "off, jvp", 7), ("lora", "layer", 8))
     (out / "bench.json").write_text(json.dumps(
         [dict(zip(("adapter", "linearize", "time"), row)) for row in times]))
+    seed = lambda a, b: {"rows": {"average": {"absolute": a}, "task_arithmetic": {"absolute": b}}}
+    (out / "lora_fa-0.2-count.json").write_text(json.dumps({0: seed(0.5, 0.7), 1: seed(0.6, 0.7)}))
     for rate, val in (("0.1", 0.8), ("0.2", 0.9)):
         for seed in (0, 1):
             folder = out / f"lora_fa-{rate}-count-s{seed}"
@@ -130,7 +150,8 @@ def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, 
     code, text, err = command(compare.main, *words, "--out", out)
     assert code == 0, err
     row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
-    assert row[:7] == ["lora_fa", "2308.03303", "7", "8", "0.2", "0.850 ± 0.071", "0.90"]
+    assert row[:9] == ["lora_fa", "2308.03303", "7", "8", "0.2", "0.850 ± 0.071", "0.550 ± 0.071",
+                       "0.700 ± 0.000", "0.90"]
     code, _, err = command(compare.main, *words, "--out", out, "--steps", 300)
     assert code == 2 and "was made with --steps 200: give another --out" in err
     code, _, err = command(compare.main, *words, "--steps", 0, "--out", tmp_path / "new")
