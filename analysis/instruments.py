@@ -176,10 +176,10 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
     print(f"disentanglement error of {pair[0]} and {pair[1]}: {box.mean():.3f} in the mean over "
           f"[0, 1]^2, {xi.mean():.3f} over [{lams[0]:g}, {lams[-1]:g}]^2 (0 to 2)")
     if a.folder:
-        plots.plane(xi, lams, pair, f"Weight disentanglement error, {a.title}",
-                    "Share of test inputs whose class the other task vector changes, of both tasks "
-                    f"(0 to 2; in [0, 1]^2 {box.mean():.3f}). Light: each vector acts on its own "
-                    "task only.", a.path("disentangle"), 0, 1.5)
+        plots.planes({a.title: xi.numpy()}, lams, pair, "Weight disentanglement error",
+                     "Share of test inputs whose class the other task vector changes, of both "
+                     f"tasks (0 to 2; in [0, 1]^2 {box.mean():.3f}). Light: each vector acts on "
+                     "its own task only.", a.path("disentangle"), 0, 1.5)
     return {"lams": lams, "pair": pair, "xi": xi.tolist(), "box": box.mean().item()}
 
 
@@ -195,10 +195,10 @@ def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     print(f"loss of {pair[0]} + {pair[1]}: least {L.min():.3f} at ({lams[i]:g}, {lams[j]:g}), "
           f"{L[lams.index(1.0), lams.index(1.0)]:.3f} at (1, 1)")
     if a.folder:
-        plots.plane(L, lams, pair, f"Loss of two tasks, {a.title}",
-                    f"Sum of both test losses, least at ({lams[i]:g}, {lams[j]:g}). Where (1, 1) "
-                    "is light too, the two task vectors can simply be added.",
-                    a.path("landscape"), high=3 * L.min().item())
+        plots.planes({a.title: L.numpy()}, lams, pair, "Loss of two tasks",
+                     f"Sum of both test losses, least at ({lams[i]:g}, {lams[j]:g}). Where (1, 1) "
+                     "is light too, the two task vectors can simply be added.",
+                     a.path("landscape"), high=3 * L.min().item())
     return {"lams": lams, "pair": pair, "loss": L.tolist()}
 
 

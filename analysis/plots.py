@@ -12,7 +12,9 @@ from errors import BadInput
 from experiment import cli
 
 WORDS = {"full": "full fine-tuning", "lora": "LoRA", "l_lora.model": "L-LoRA, whole model",
-         "l_lora.layer": "L-LoRA, layer by layer"}
+         "l_lora.layer": "L-LoRA, layer by layer",
+         "lora_gentle": "LoRA, small learning rate", "lora_plus": "LoRA+", "rslora": "rsLoRA",
+         "dora": "DoRA", "pissa": "PiSSA", "milora": "MiLoRA"}
 # of Okabe and Ito: colour-blind readers tell them apart. A seventh line has a colour again, and a
 # marker of its own
 COLOURS, MARKERS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000"), "os^DvxP"
@@ -36,17 +38,19 @@ def folder(path):
     return Path(path)
 
 
-def canvas(width=6.4, height=4.6):
-    """(figure, axes) of one panel."""
+def canvas(width=6.4, height=4.6, panels=1):
+    """(figure, axes) of one panel, or an array of axes side by side."""
     from matplotlib import pyplot
-    return pyplot.subplots(figsize=(width, height), layout="constrained")
+    return pyplot.subplots(1, panels, figsize=(width, height), layout="constrained")
 
 
 def save(figure, axes, x_label, y_label, title, caption, path):
     """Label the axes, add the caption and write the file."""
     from matplotlib import pyplot
     axes.set_xlabel(x_label), axes.set_ylabel(y_label), axes.set_title(title)
-    figure.supxlabel(textwrap.fill(caption, 88), fontsize=8.5, ha="left", x=0.02)
+    line = int(13.75 * figure.get_figwidth())                                # letters
+    figure.supxlabel(textwrap.fill(caption, line, break_on_hyphens=False), fontsize=8.5,
+                     ha="left", x=0.02)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)
@@ -68,25 +72,56 @@ def matrix(values, names, title, caption, path, low=None, high=None):
     save(figure, axes, "", "", title, caption, path)
 
 
-def plane(values, lams, names, title, caption, path, low=None, high=None):
-    """A map over two coefficients: values (n, n), rows lam of names[0], columns of names[1]."""
-    figure, axes = canvas(5.6, 5.2)
+def sheet(picture, names, path):
+    """Grey pictures (h, w) in [0, 1], in rows of equal height, the rows named."""
+    figure, axes = canvas(9, 4.1)
+    axes.imshow((picture * 15).round(), cmap="gray", interpolation="nearest")     # 16 greys: small
+    height = len(picture) / len(names)
+    axes.set_yticks([(i + 0.5) * height for i in range(len(names))], names, fontsize=9)
+    axes.set_xticks([]), axes.tick_params(length=0), axes.spines[:].set_visible(False)
+    save(figure, axes, "", "", "The drawn tasks",
+         "On the left what is to be recognised, on the right four prompts, from which the frozen "
+         "classifier is made.", path)
+
+
+def planes(maps, lams, names, title, caption, path, low=None, high=None):
+    """Maps over two coefficients, {title: values (n, n)}, on one scale; rows are the lam of
+    names[0], columns that of names[1]."""
+    figure, panels = canvas(1.4 + 4.2 * len(maps), 5.2, len(maps))
+    panels = [panels] if len(maps) == 1 else panels
     edge = (lams[1] - lams[0]) / 2
     extent = (lams[0] - edge, lams[-1] + edge) * 2
-    image = axes.imshow(values.numpy(), origin="lower", extent=extent, cmap="magma_r", vmin=low,
-                        vmax=high)
-    axes.plot([0], [0], "o", color="tab:cyan", label="pretrained")
-    axes.plot([0, 1], [1, 0], "^", color="tab:green", label="single tasks")
-    axes.plot([1], [1], "s", color="tab:blue", label="sum of both")
-    axes.legend(fontsize=8, loc="upper left")
-    figure.colorbar(image, shrink=0.85)
-    x_label, y_label = (f"coefficient of {name}" for name in (names[1], names[0]))
-    save(figure, axes, x_label, y_label, title, caption, path)
+    for axes, (label, values) in zip(panels, maps.items()):
+        image = axes.imshow(values, origin="lower", extent=extent, cmap="magma_r", vmin=low,
+                            vmax=high)
+        axes.plot([0], [0], "o", color="tab:cyan", label="pretrained")
+        axes.plot([0, 1], [1, 0], "^", color="tab:green", label="single tasks")
+        axes.plot([1], [1], "s", color="tab:blue", label="sum of both")
+        axes.set_title(label), axes.set_xlabel(f"coefficient of {names[1]}")
+    panels[0].legend(fontsize=8, loc="upper left")
+    figure.colorbar(image, ax=panels, shrink=0.85)
+    figure.suptitle(title)
+    save(figure, panels[0], f"coefficient of {names[1]}", f"coefficient of {names[0]}",
+         next(iter(maps)), caption, path)
 
 
-def curves(lines, x_label, y_label, title, caption, path, log=False):
+def bars(heights, names, y_label, title, caption, path, bottom=0.0):
+    """Bars side by side, all from `bottom`: heights {label: for each name, of every seed}."""
+    figure, axes = canvas(8, 4.8)
+    width = 0.8 / len(heights)
+    for i, (label, groups) in enumerate(heights.items()):
+        x = [j + (i - (len(heights) - 1) / 2) * width for j in range(len(names))]
+        axes.bar(x, [statistics.fmean(values) - bottom for values in groups], width, bottom,
+                 label=label, color=COLOURS[i % len(COLOURS)])
+        axes.vlines(x, list(map(min, groups)), list(map(max, groups)), color="black", linewidth=1)
+    axes.set_xticks(range(len(names)), names), axes.axhline(bottom, color="black", linewidth=0.8)
+    axes.grid(axis="y", alpha=0.3), axes.set_axisbelow(True), axes.legend(fontsize=9)
+    save(figure, axes, "", y_label, title, caption, path)
+
+
+def curves(lines, x_label, y_label, title, caption, path, log=""):
     """Lines {label: [(x, y), ...] or [(x, y, low, high), ...]}, the latter with bars, which stand
-    a little apart."""
+    a little apart. log: the axes with a logarithmic scale, "x", "y" or "xy"."""
     figure, axes = canvas()
     for i, (label, points) in enumerate(lines.items()):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
@@ -95,8 +130,10 @@ def curves(lines, x_label, y_label, title, caption, path, log=False):
         if ends:
             aside = (i - (len(lines) - 1) / 2) * (max(x) - min(x)) / 150
             axes.vlines([v + aside for v in x], *ends, color=colour, linewidth=1)
-    if log:
-        axes.set_xscale("log", base=2), axes.set_yscale("log", base=2)
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+    if "y" in log:
+        axes.set_yscale("log", base=2)
     axes.grid(alpha=0.3), axes.legend(fontsize=9)
     save(figure, axes, x_label, y_label, title, caption, path)
 

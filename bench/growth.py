@@ -85,4 +85,4 @@ def growth(rounds, folder):
                      f"What a step and a merge cost as things grow: {what}",
                      "Both axes are logarithmic; a line as steep as the first is linear. Memory is "
                      "what a step keeps for its backward pass, and a merge beside the base.",
-                     folder / f"growth{name}.png", log=True)
+                     folder / f"growth{name}.png", log="xy")

@@ -50,8 +50,12 @@ STEPS = {
                     "--sweep lam=0:1:0.1 --limit 500 --plot docs/figures"],
     "spaces": [f"eval.py runs/vit-lora-*-s0 --merge average --space {space}"
                for space in ("weight", "adapter")],
-    "look": each("eval.py runs/vit-KIND-*-s0 --lam 0.3 --limit 100 --plot docs/figures "
-                 "--analyze cosine,disentangle,subsets,forget", THREE),
+    "look": each("eval.py runs/vit-KIND-*-s0 --lam 0.3 --limit 100 --plot docs/figures --analyze "
+                 "cosine,spectrum,disentangle,landscape,subsets,forget "
+                 "--json runs/tables/look-KIND.json", THREE),
+    "apart": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 "
+                  "--analyze disentangle,forget,unseen,corruption "
+                  "--json runs/tables/apart-KIND.json", THREE),
 }
 
 

@@ -5,24 +5,8 @@
 """
 
 import argparse
-import struct
-import zlib
 
-import numpy as np
-
-from tasks import drawn, prompts, written
-
-
-def write_png(picture, path):
-    """Grey picture (h, w) in [0, 1] as an 8-bit PNG: signature, header, zlib-packed rows, end."""
-    rows = (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
-    chunk = lambda kind, body: (struct.pack(">I", len(body)) + kind + body
-                                + struct.pack(">I", zlib.crc32(kind + body)))
-    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows), 9)
-    header = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], 8, 0, 0, 0, 0)
-    with open(path, "wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed)
-                   + chunk(b"IEND", b""))
+from tasks import sheet, written
 
 
 def main():
@@ -31,12 +15,8 @@ def main():
     parser.add_argument("file", nargs="?", metavar="FILE.png", help="draw the image tasks")
     args = parser.parse_args()
     if args.file:
-        gap = np.ones((1, drawn.SIZE, drawn.SIZE // 2))
-        rows = [np.hstack([np.pad(image, 1) for part in (
-            drawn.sample(task, 14, 101)[0], gap, prompts.sample(task)[0][::prompts.EACH][:4])
-            for image in part]) for task in drawn.TASKS]
         try:
-            write_png(np.vstack(rows).repeat(2, 0).repeat(2, 1), args.file)
+            sheet.write_png(sheet.pictures().repeat(2, 0).repeat(2, 1), args.file)
         except OSError as error:
             parser.error(f"{args.file} cannot be written: {error.strerror}")
         return

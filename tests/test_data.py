@@ -12,7 +12,7 @@ import data
 from files import idx, write_idx
 from pretrain import vit
 from tasks import drawn
-from tasks.__main__ import write_png
+from tasks.sheet import write_png
 from support import refuses
 
 every_task = pytest.mark.parametrize("task", drawn.TASKS)

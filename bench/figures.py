@@ -1,0 +1,134 @@
+"""Draw the figures of docs/ that join several results, or that explain.
+
+    python -m bench.figures                    # all of them, to docs/figures
+    python -m bench.figures suite schemes      # some; these two need no results
+
+bars, landscape and spectrum read the files of `python -m bench.tables claim look`, losses the runs
+of `python -m bench.compare`. The other figures come from eval.py and bench, with --plot.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from analysis import plots
+from analysis import schemes as lecture
+from bench.tables import KINDS, THREE
+from errors import BadInput
+from experiment import cli
+from tasks import drawn, sheet
+
+FIGURES = {}
+RULES = ("average", "ties", "task_arithmetic", "adamerging_layer", "single")
+FACTORS = ("lora", "lora_plus", "rslora", "dora", "pissa", "milora")
+
+
+def figure(function):
+    """Decorator: the function's name is the word on the command line."""
+    FIGURES[function.__name__] = function
+    return function
+
+
+def read(path, step):
+    """What a step of bench.tables wrote."""
+    if not path.exists():
+        raise BadInput(f"no {path}: python -m bench.tables {step}")
+    return json.loads(path.read_text())
+
+
+@figure
+def suite(args):
+    """Examples and prompts of every drawn task, a row each."""
+    plots.sheet(sheet.pictures(), list(drawn.TASKS), args.out / "suite.png")
+
+
+@figure
+def bars(args):
+    """Accuracy of the pretrained, the merged and the single models, by kind of fine-tuning."""
+    heights, base = {}, 0.0
+    for kind in KINDS:
+        groups = read(args.folder / f"claim-{kind}.json", "claim").values()
+        base = next(iter(groups))["rows"]["base"]["absolute"]
+        heights[plots.words(kind)] = [[g["rows"][rule]["absolute"] for g in groups]
+                                      for rule in RULES]
+    plots.bars(heights, [rule.replace("_", "\n") for rule in RULES], "mean test accuracy",
+               "Eight tasks in one model", "Mean of eight tasks and three seeds, with the lowest "
+               "and the highest seed. Bars start at the pretrained encoder. single: a model for "
+               "each task, which the rules on the left merge into one.", args.out / "bars.png",
+               base)
+
+
+@figure
+def landscape(args):
+    """The loss of two tasks over the plane of their task vectors, three methods on one scale."""
+    found = {kind: next(v for k, v in read(args.folder / f"look-{kind}.json", "look")["analysis"]
+                        .items() if k.endswith(" landscape")) for kind in THREE}
+    losses = {plots.words(kind): np.array(v["loss"]) for kind, v in found.items()}
+    low = min(loss.min() for loss in losses.values())
+    one = next(iter(found.values()))
+    plots.planes(losses, one["lams"], one["pair"], "Loss of two tasks over their task vectors",
+                 "Sum of both test losses, one scale for all. Where the blue square is as light as "
+                 "the best, the two task vectors can simply be added.",
+                 args.out / "landscape.png", low, 3 * low)
+
+
+@figure
+def spectrum(args):
+    """How many singular directions the task vectors need, alone and summed."""
+    lines = {}
+    for kind in THREE[:2]:
+        found = next(v for k, v in read(args.folder / f"look-{kind}.json", "look")["analysis"]
+                     .items() if k.endswith(" spectrum"))
+        ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= len(found["sum"])]
+        single = [statistics.fmean(e[k - 1] for e in found["single"].values()) for k in ks]
+        lines[f"{plots.words(kind)}, one task"] = list(zip(ks, single))
+        lines[f"{plots.words(kind)}, sum of eight"] = [(k, found["sum"][k - 1]) for k in ks]
+    plots.curves(lines, "first k singular directions", "share of the squared length",
+                 "Singular values of task vectors", "Mean over the matrices, for one task also "
+                 "over the tasks. LoRA of rank 8 has at most 8 directions a task and 64 in the "
+                 "sum.", args.out / "spectrum.png", log="x")
+
+
+@figure
+def losses(args):
+    """Training loss of LoRA and of methods that promise a faster start, all at one rate."""
+    lines = {}
+    for name in FACTORS:
+        runs = [args.runs / f"{name}-{args.lr:g}-{task}-s0" / "log.csv" for task in drawn.TASKS]
+        if missing := [run for run in runs if not run.exists()]:
+            raise BadInput(f"no {missing[0]}: python -m bench.compare --adapters {name}")
+        rows = [[float(row["loss"]) for row in csv.DictReader(run.open())] for run in runs]
+        curve = np.array(rows).mean(0).reshape(-1, 10).mean(1)
+        lines[plots.words(name)] = [(10 * i + 5, loss) for i, loss in enumerate(curve.tolist())]
+    plots.curves(lines, "step", "training loss", f"Training loss at learning rate {args.lr:g}",
+                 "Mean over the eight tasks and over ten steps, seed 0.", args.out / "losses.png",
+                 log="y")
+
+
+@figure
+def schemes(args):
+    """W0 + BA, the tangent, and theta_0 + sum lam tau."""
+    lecture.draw(args.out / "schemes.png")
+
+
+def main():
+    """Draw what is named, or everything."""
+    parser = argparse.ArgumentParser("python -m bench.figures", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    add("--folder", type=Path, default=Path("runs/tables"), help="of bench.tables")
+    add("--runs", type=Path, default=Path("runs/compare"), help="of bench.compare")
+    add("--lr", type=float, default=1e-3, help="of `losses`")
+    add("--out", type=Path, default=Path("docs/figures"))
+    args = parser.parse_args()
+    args.out = plots.folder(args.out)
+    for name in cli.names(",".join(args.figures), "figure", FIGURES) if args.figures else FIGURES:
+        FIGURES[name](args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

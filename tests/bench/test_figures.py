@@ -1,0 +1,67 @@
+"""Figures of docs/: each is drawn from the files it names, or says which command makes them."""
+
+import json
+
+import pytest
+import torch
+
+from analysis import plots
+from bench import figures
+
+RULES = (*figures.RULES, "base")
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The files of bench.tables and bench.compare, with made-up numbers."""
+    for kind in figures.KINDS:
+        groups = {seed: {"rows": {rule: {"absolute": 0.1 * i + 0.01 * seed}
+                                  for i, rule in enumerate(RULES, 1)}} for seed in (0, 1, 2)}
+        (tmp_path / f"claim-{kind}.json").write_text(json.dumps(groups))
+    for i, kind in enumerate(figures.THREE):
+        plane = {"lams": [0, 0.5, 1], "pair": ["x", "y"],
+                 "loss": (torch.arange(9.0).reshape(3, 3) + 1 + i).tolist()}
+        energy = {"single": {"x": [0.5, 1.0], "y": [0.7, 1.0]}, "sum": [0.4, 0.8]}
+        (tmp_path / f"look-{kind}.json").write_text(json.dumps(
+            {"analysis": {f"{kind} landscape": plane, f"{kind} spectrum": energy}}))
+    for name in figures.FACTORS:
+        for task in figures.drawn.TASKS:
+            folder = tmp_path / f"{name}-0.001-{task}-s0"
+            folder.mkdir()
+            lines = [f"{i},{2 if i <= 10 else 1},0.1" for i in range(1, 21)]
+            (folder / "log.csv").write_text("\n".join(["step,loss,lr", *lines]))
+    return tmp_path
+
+
+def test_all_figures_are_drawn(command, results):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: see requirements-figures.txt")
+    words = ["--folder", results, "--runs", results, "--out", results / "out"]
+    code, out, err = command(figures.main, *words)
+    assert code == 0, err
+    assert sorted(p.stem for p in (results / "out").iterdir()) == sorted(figures.FIGURES)
+    (results / "look-lora.json").unlink()
+    code, _, err = command(figures.main, "landscape", *words)
+    assert code == 2 and "look-lora.json: python -m bench.tables look" in err
+    code, _, err = command(figures.main, "bar", *words)
+    assert code == 2 and "bar" in err
+
+
+def test_what_is_drawn_is_what_was_read(command, results, monkeypatch):
+    drawn = {}
+    for name in ("bars", "planes", "curves"):
+        monkeypatch.setattr(plots, name, lambda data, *rest, name=name, **more:
+                            drawn.setdefault(name, []).append((data, rest, more)))
+    monkeypatch.setattr(plots, "folder", lambda path: path)
+    code, _, err = command(figures.main, "bars", "landscape", "spectrum", "losses",
+                           "--folder", results, "--runs", results)
+    assert code == 0, err
+    (heights, rest, _), = drawn["bars"]
+    assert heights["LoRA"][0] == pytest.approx([0.1, 0.11, 0.12])
+    assert rest[-1] == pytest.approx(0.6)                     # bars start at the row base
+    (maps, rest, _), = drawn["planes"]
+    assert list(maps) == ["full fine-tuning", "LoRA", "L-LoRA, whole model"]
+    assert rest[-2:] == (1.0, 3.0)                            # one scale, from the least of all
+    (energy, _, _), (loss, _, _) = drawn["curves"]
+    assert energy["LoRA, one task"] == [(1, pytest.approx(0.6)), (2, 1.0)]
+    assert energy["LoRA, sum of eight"] == [(1, 0.4), (2, 0.8)]
+    assert loss["PiSSA"] == [(5, 2.0), (15, 1.0)]
