@@ -1,6 +1,6 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
-    python -m bench.tables --jobs 2 train claim rules      # hours
+    python -m bench.tables --jobs 2 train claim rules apart      # hours
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
@@ -13,6 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
+from bench.tables import THREE
 from errors import BadInput
 from experiment import cli, tables
 
@@ -43,6 +44,29 @@ BETTER = [("2212.04089", "claim", "task_arithmetic", "average"),
           ("2406.15479", "rules", "twin", "adamerging_layer")]
 
 
+def mean(rows, more, less):
+    """Mean over the rows of an instrument of one column minus another."""
+    return statistics.fmean(row[more] - row[less] for row in rows)
+
+
+# (paper, claim, instrument, what should be above zero), for every kind of runs
+LOOKED = [
+    ("2212.04089", "a task vector subtracted: its task falls", "forget",
+     lambda found: mean(found["rows"], 2, 3)),
+    ("2212.04089", "... and by more than the others fall", "forget",
+     lambda found: mean(found["rows"], 2, 3) - mean(found["rows"], 4, 5)),
+    ("2212.04089", "unseen tasks: task_arithmetic > base", "unseen",
+     lambda found: mean(found["rows"], 2, 1)),
+    ("2310.02575", "unseen tasks: adamerging_layer > task_arithmetic", "unseen",
+     lambda found: mean(found["rows"], 3, 2)),
+    ("2310.02575", "corrupted: adamerging_layer > task_arithmetic", "corruption",
+     lambda found: mean(found["rows"][1:], 4, 3))]
+# of arXiv:2310.04742 and 2305.12827: L-LoRA has more of this than LoRA
+DIFFERS = [("smaller disentanglement error, [0, 1]^2", "disentangle", lambda found: -found["box"]),
+           ("its task falls further when subtracted", "forget",
+            lambda found: mean(found["rows"], 2, 3))]
+
+
 def numbers(folder, file, row, number):
     """One number of every seed, {seed: value}, from FILE.json of a step."""
     path = folder / f"{file}.json"
@@ -50,6 +74,15 @@ def numbers(folder, file, row, number):
         raise BadInput(f"no {path}: python -m bench.tables {file.partition('-')[0]}")
     groups = json.loads(path.read_text())
     return {seed: group["rows"][row][number] for seed, group in groups.items()}
+
+
+def looked(folder, kind, instrument, number):
+    """[number(what the instrument found)] of every seed, from apart-KIND.json."""
+    path = folder / f"apart-{kind}.json"
+    if not path.exists():
+        raise BadInput(f"no {path}: python -m bench.tables apart")
+    found = json.loads(path.read_text())["analysis"]
+    return [number(found[key]) for key in sorted(found) if key.endswith(f" {instrument}")]
 
 
 def verdict(effects):
@@ -60,34 +93,61 @@ def verdict(effects):
     return "not seen"
 
 
-def cells(folder, more, less):
-    """[effect, verdict] of a claim; more, less  (file, row, number): the first should be larger."""
-    high, low = numbers(folder, *more), numbers(folder, *less)
-    effects = [high[seed] - low[seed] for seed in high]
+def cells(effects):
+    """[effect, verdict] of a claim, from the effect of every seed."""
     spread = f" ± {statistics.stdev(effects):.3f}" if len(effects) > 1 else ""
     return [f"{statistics.fmean(effects):+.3f}{spread}", verdict(effects)]
+
+
+def differences(folder, more, less):
+    """The effect of every seed; more, less  (file, row, number): the first should be larger."""
+    high, low = numbers(folder, *more), numbers(folder, *less)
+    return [high[seed] - low[seed] for seed in high]
+
+
+def linearized(folder):
+    """Rows of what L-LoRA should have more of."""
+    for number, rule in LINEARIZED:
+        ours = ("claim-l_lora.model", rule, number)
+        pairs = [differences(folder, ours, (f"claim-{other}", rule, number))
+                 for other in ("lora", "lora_gentle")]
+        yield [f"{number}, {rule.replace('_', ' ')}", *cells(pairs[0]), *cells(pairs[1])]
+    for claim, instrument, number in DIFFERS:
+        ours, theirs = (looked(folder, kind, instrument, number)
+                        for kind in ("l_lora.model", "lora"))
+        yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), "-", "-"]
+
+
+def better(folder):
+    """Rows of the rules that should be better than others."""
+    for paper, step, more, less in BETTER:
+        row = [f"{more} > {less}", paper]
+        for kind in ("full", "lora"):
+            file = f"{step}-{kind}"
+            row += cells(differences(folder, (file, more, "absolute"), (file, less, "absolute")))
+        yield row
+
+
+def others(folder):
+    """Rows of what --analyze looks at."""
+    for paper, claim, instrument, number in LOOKED:
+        row = [claim, paper]
+        for kind in THREE:
+            row += cells(looked(folder, kind, instrument, number))
+        yield row
 
 
 def main():
     """Print the tables."""
     parser = argparse.ArgumentParser("python -m bench.claims", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="of bench.tables")
-    folder, ours, rules = parser.parse_args().folder, [], []
-    for number, rule in LINEARIZED:
-        row = [f"{number}, {rule.replace('_', ' ')}"]
-        for other in ("lora", "lora_gentle"):
-            row += cells(folder, ("claim-l_lora.model", rule, number),
-                         (f"claim-{other}", rule, number))
-        ours.append(row)
-    for paper, step, better, worse in BETTER:
-        row = [f"{better} > {worse}", paper]
-        for kind in ("full", "lora"):
-            file = f"{step}-{kind}"
-            row += cells(folder, (file, better, "absolute"), (file, worse, "absolute"))
-        rules.append(row)
+    folder = parser.parse_args().folder
     print(tables.table(["L-LoRA has more", "than LoRA", "here", "than LoRA, lr 3e-4", "here"],
-                       ours), end="\n\n")
-    print(tables.table(["accuracy", "paper", "full fine-tuning", "here", "LoRA", "here"], rules))
+                       list(linearized(folder))), end="\n\n")
+    print(tables.table(["accuracy", "paper", "full fine-tuning", "here", "LoRA", "here"],
+                       list(better(folder))), end="\n\n")
+    print(tables.table(["claim", "paper", "full fine-tuning", "here", "LoRA", "here", "L-LoRA",
+                        "here"], list(others(folder))))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,35 @@ def test_an_effect_is_a_difference_within_a_seed(tmp_path):
     """.5 - .4 and .7 - .4: mean .2, standard deviation .2 / sqrt 2 = .141."""
     write(tmp_path, "claim-lora", ties=(0.5, 0.7), average=(0.4, 0.4))
     more, less = (("claim-lora", row, "share") for row in ("ties", "average"))
-    assert claims.cells(tmp_path, more, less) == ["+0.200 ± 0.141", "confirmed"]
-    assert claims.cells(tmp_path, less, more) == ["-0.200 ± 0.141", "contradicted"]
+    effects = claims.differences(tmp_path, more, less)
+    assert effects == pytest.approx([0.1, 0.3])
+    assert claims.cells(effects) == ["+0.200 ± 0.141", "confirmed"]
+    effects = claims.differences(tmp_path, less, more)
+    assert claims.cells(effects) == ["-0.200 ± 0.141", "contradicted"]
+
+
+def look(folder, kind, box, left):
+    """apart-KIND.json of two seeds: columns of --analyze, two tasks or corruptions each."""
+    found = {}
+    for seed in range(2):
+        found |= {f"{kind} {seed} disentangle": {"box": box},
+                  f"{kind} {seed} forget": {"rows": [["x", "0.3", 0.9, 0.4, 0.8, 0.7],
+                                                     ["y", "0.3", 0.9, 0.6, 0.8, 0.8]]},
+                  f"{kind} {seed} unseen": {"rows": [["x", 0.4, 0.5, left, 0.9]] * 2},
+                  f"{kind} {seed} corruption": {"rows": [["clean", 0, 0.1, 0.2, 0.9],
+                                                         ["jpeg", 1, 0.1, 0.5, 0.4]]}}
+    (folder / f"apart-{kind}.json").write_text(json.dumps({"analysis": found}))
+
+
+def test_what_instruments_found(tmp_path):
+    """Negation: .9 to .5, others .8 to .75. Unseen: .5 from .4, then .7. Corrupted, without the
+    clean row: .4 from .5."""
+    look(tmp_path, "lora", 0.2, 0.7)
+    effects = [claims.looked(tmp_path, "lora", instrument, number)
+               for _, _, instrument, number in claims.LOOKED]
+    for seeds, value in zip(effects, (0.4, 0.35, 0.1, 0.2, -0.1), strict=True):
+        assert seeds == pytest.approx([value, value])
+    assert claims.looked(tmp_path, "lora", *claims.DIFFERS[0][1:]) == [-0.2, -0.2]
 
 
 def test_the_tables_are_made_from_the_files_that_the_steps_write(tmp_path, command):
@@ -40,7 +67,10 @@ def test_the_tables_are_made_from_the_files_that_the_steps_write(tmp_path, comma
             for step in ("claim", "rules") for text in tables.STEPS[step]]
     for file in made:
         write(tmp_path, file.removesuffix(".json"), **every)
+    for kind in tables.THREE:
+        look(tmp_path, kind, 0.2, 0.7)
     code, out, err = command(claims.main, "--folder", tmp_path)
     assert code == 0, err
-    assert out.count("+0.000 ± 0.000 | ") + out.count("not seen") == 4 * (
-        len(claims.LINEARIZED) + len(claims.BETTER))
+    assert out.count("+0.000 ± 0.000 | ") + out.count("not seen") == 2 * (
+        2 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS))
+    assert out.count("confirmed") == 4 * 3 and out.count("contradicted") == 3
