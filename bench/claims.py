@@ -1,6 +1,6 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
-    python -m bench.tables --jobs 2 train claim rules apart      # hours
+    python -m bench.tables --jobs 2 train claim rules apart forget      # hours
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
@@ -49,39 +49,41 @@ def mean(rows, more, less):
     return statistics.fmean(row[more] - row[less] for row in rows)
 
 
-# (paper, claim, instrument, what should be above zero), for every kind of runs
+# (paper, claim, step of bench.tables, instrument, what should be above zero)
 LOOKED = [
-    ("2212.04089", "a task vector subtracted: its task falls", "forget",
+    ("2212.04089", "a task vector subtracted: its task falls", "forget", "forget",
      lambda found: mean(found["rows"], 2, 3)),
-    ("2212.04089", "... and by more than the others fall", "forget",
+    ("2212.04089", "... and by more than the others fall", "forget", "forget",
      lambda found: mean(found["rows"], 2, 3) - mean(found["rows"], 4, 5)),
-    ("2212.04089", "unseen tasks: task_arithmetic > base", "unseen",
+    ("2212.04089", "unseen tasks: task_arithmetic > base", "apart", "unseen",
      lambda found: mean(found["rows"], 2, 1)),
-    ("2310.02575", "unseen tasks: adamerging_layer > task_arithmetic", "unseen",
+    ("2310.02575", "unseen tasks: adamerging_layer > task_arithmetic", "apart", "unseen",
      lambda found: mean(found["rows"], 3, 2)),
-    ("2310.02575", "corrupted: adamerging_layer > task_arithmetic", "corruption",
+    ("2310.02575", "corrupted: adamerging_layer > task_arithmetic", "apart", "corruption",
      lambda found: mean(found["rows"][1:], 4, 3))]
 # of arXiv:2310.04742 and 2305.12827: L-LoRA has more of this than LoRA
-DIFFERS = [("smaller disentanglement error, [0, 1]^2", "disentangle", lambda found: -found["box"]),
-           ("its task falls further when subtracted", "forget",
+DIFFERS = [("smaller disentanglement error, [0, 1]^2", "apart", "disentangle",
+            lambda found: -found["box"]),
+           ("its task falls further when subtracted", "forget", "forget",
             lambda found: mean(found["rows"], 2, 3))]
+
+
+def read(folder, file):
+    """FILE.json of a step of bench.tables."""
+    path = folder / f"{file}.json"
+    if not path.exists():
+        raise BadInput(f"no {path}: python -m bench.tables {file.partition('-')[0]}")
+    return json.loads(path.read_text())
 
 
 def numbers(folder, file, row, number):
     """One number of every seed, {seed: value}, from FILE.json of a step."""
-    path = folder / f"{file}.json"
-    if not path.exists():
-        raise BadInput(f"no {path}: python -m bench.tables {file.partition('-')[0]}")
-    groups = json.loads(path.read_text())
-    return {seed: group["rows"][row][number] for seed, group in groups.items()}
+    return {seed: group["rows"][row][number] for seed, group in read(folder, file).items()}
 
 
-def looked(folder, kind, instrument, number):
-    """[number(what the instrument found)] of every seed, from apart-KIND.json."""
-    path = folder / f"apart-{kind}.json"
-    if not path.exists():
-        raise BadInput(f"no {path}: python -m bench.tables apart")
-    found = json.loads(path.read_text())["analysis"]
+def looked(folder, kind, step, instrument, number):
+    """[number(what the instrument found)] of every seed, from STEP-KIND.json."""
+    found = read(folder, f"{step}-{kind}")["analysis"]
     return [number(found[key]) for key in sorted(found) if key.endswith(f" {instrument}")]
 
 
@@ -112,8 +114,8 @@ def linearized(folder):
         pairs = [differences(folder, ours, (f"claim-{other}", rule, number))
                  for other in ("lora", "lora_gentle")]
         yield [f"{number}, {rule.replace('_', ' ')}", *cells(pairs[0]), *cells(pairs[1])]
-    for claim, instrument, number in DIFFERS:
-        ours, theirs = (looked(folder, kind, instrument, number)
+    for claim, step, instrument, number in DIFFERS:
+        ours, theirs = (looked(folder, kind, step, instrument, number)
                         for kind in ("l_lora.model", "lora"))
         yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), "-", "-"]
 
@@ -130,10 +132,10 @@ def better(folder):
 
 def others(folder):
     """Rows of what --analyze looks at."""
-    for paper, claim, instrument, number in LOOKED:
+    for paper, claim, step, instrument, number in LOOKED:
         row = [claim, paper]
         for kind in THREE:
-            row += cells(looked(folder, kind, instrument, number))
+            row += cells(looked(folder, kind, step, instrument, number))
         yield row
 
 

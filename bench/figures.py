@@ -9,7 +9,6 @@ of `python -m bench.compare`. The other figures come from eval.py and bench, wit
 
 import argparse
 import csv
-import json
 import statistics
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from analysis import plots
 from analysis import schemes as lecture
+from bench.claims import read
 from bench.tables import KINDS, THREE
 from errors import BadInput
 from experiment import cli
@@ -33,13 +33,6 @@ def figure(function):
     return function
 
 
-def read(path, step):
-    """What a step of bench.tables wrote."""
-    if not path.exists():
-        raise BadInput(f"no {path}: python -m bench.tables {step}")
-    return json.loads(path.read_text())
-
-
 @figure
 def suite(args):
     """Examples and prompts of every drawn task, a row each."""
@@ -51,7 +44,7 @@ def bars(args):
     """Accuracy of the pretrained, the merged and the single models, by kind of fine-tuning."""
     heights, base = {}, 0.0
     for kind in KINDS:
-        groups = read(args.folder / f"claim-{kind}.json", "claim").values()
+        groups = read(args.folder, f"claim-{kind}").values()
         base = next(iter(groups))["rows"]["base"]["absolute"]
         heights[plots.words(kind)] = [[g["rows"][rule]["absolute"] for g in groups]
                                       for rule in RULES]
@@ -65,7 +58,7 @@ def bars(args):
 @figure
 def landscape(args):
     """The loss of two tasks over the plane of their task vectors, three methods on one scale."""
-    found = {kind: next(v for k, v in read(args.folder / f"look-{kind}.json", "look")["analysis"]
+    found = {kind: next(v for k, v in read(args.folder, f"look-{kind}")["analysis"]
                         .items() if k.endswith(" landscape")) for kind in THREE}
     losses = {plots.words(kind): np.array(v["loss"]) for kind, v in found.items()}
     low = min(loss.min() for loss in losses.values())
@@ -81,7 +74,7 @@ def spectrum(args):
     """How many singular directions the task vectors need, alone and summed."""
     lines = {}
     for kind in THREE[:2]:
-        found = next(v for k, v in read(args.folder / f"look-{kind}.json", "look")["analysis"]
+        found = next(v for k, v in read(args.folder, f"look-{kind}")["analysis"]
                      .items() if k.endswith(" spectrum"))
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= len(found["sum"])]
         single = [statistics.fmean(e[k - 1] for e in found["single"].values()) for k in ks]

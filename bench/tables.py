@@ -51,11 +51,13 @@ STEPS = {
     "spaces": [f"eval.py runs/vit-lora-*-s0 --merge average --space {space}"
                for space in ("weight", "adapter")],
     "look": each("eval.py runs/vit-KIND-*-s0 --lam 0.3 --limit 100 --plot docs/figures --analyze "
-                 "cosine,spectrum,disentangle,landscape,subsets,forget "
+                 "cosine,spectrum,disentangle,landscape,subsets "
                  "--json runs/tables/look-KIND.json", THREE),
     "apart": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 "
-                  "--analyze disentangle,forget,unseen,corruption "
-                  "--json runs/tables/apart-KIND.json", THREE),
+                  "--analyze disentangle,unseen,corruption --json runs/tables/apart-KIND.json",
+                  THREE),
+    "forget": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze forget "
+                   "--json runs/tables/forget-KIND.json", THREE),
 }
 
 

@@ -36,7 +36,7 @@ def test_an_effect_is_a_difference_within_a_seed(tmp_path):
 
 
 def look(folder, kind, box, left):
-    """apart-KIND.json of two seeds: columns of --analyze, two tasks or corruptions each."""
+    """What the steps apart and forget write for two seeds: two tasks or corruptions each."""
     found = {}
     for seed in range(2):
         found |= {f"{kind} {seed} disentangle": {"box": box},
@@ -45,15 +45,15 @@ def look(folder, kind, box, left):
                   f"{kind} {seed} unseen": {"rows": [["x", 0.4, 0.5, left, 0.9]] * 2},
                   f"{kind} {seed} corruption": {"rows": [["clean", 0, 0.1, 0.2, 0.9],
                                                          ["jpeg", 1, 0.1, 0.5, 0.4]]}}
-    (folder / f"apart-{kind}.json").write_text(json.dumps({"analysis": found}))
+    for step in ("apart", "forget"):
+        (folder / f"{step}-{kind}.json").write_text(json.dumps({"analysis": found}))
 
 
 def test_what_instruments_found(tmp_path):
     """Negation: .9 to .5, others .8 to .75. Unseen: .5 from .4, then .7. Corrupted, without the
     clean row: .4 from .5."""
     look(tmp_path, "lora", 0.2, 0.7)
-    effects = [claims.looked(tmp_path, "lora", instrument, number)
-               for _, _, instrument, number in claims.LOOKED]
+    effects = [claims.looked(tmp_path, "lora", *which) for _, _, *which in claims.LOOKED]
     for seeds, value in zip(effects, (0.4, 0.35, 0.1, 0.2, -0.1), strict=True):
         assert seeds == pytest.approx([value, value])
     assert claims.looked(tmp_path, "lora", *claims.DIFFERS[0][1:]) == [-0.2, -0.2]
