@@ -15,6 +15,8 @@ import contextlib
 import io
 import multiprocessing
 import os
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
@@ -62,7 +64,8 @@ def printed(function, *arguments):
 def spread(function, units, jobs, title):
     """[function(*unit) for unit in units], `jobs` at a time in processes of their own.
 
-    They share out the threads of this process. The first error, or an interruption, ends them all.
+    They share out the threads of this process. The first error, an interruption or a SIGTERM ends
+    them all.
     """
     jobs = max(1, min(jobs, len(units)))
     threads = max(1, torch.get_num_threads() // jobs)
@@ -70,6 +73,7 @@ def spread(function, units, jobs, title):
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads,
                                (threads,))
     os.environ["TQDM_DISABLE"] = "1"                          # the bars of the new processes
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with tqdm(desc=title, total=len(units)) as bar:
             futures = [pool.submit(function, *unit) for unit in units]
@@ -84,3 +88,4 @@ def spread(function, units, jobs, title):
     finally:
         pool.shutdown(cancel_futures=True)
         os.environ.pop("TQDM_DISABLE")
+        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -138,3 +139,25 @@ def test_an_error_ends_what_is_running_and_starts_nothing(tmp_path):
     began = time.monotonic()
     refuses("no time", jobs.spread, naps, units, 2, "naps")
     assert time.monotonic() - began < 50 and not (tmp_path / "5").exists()
+
+
+def test_a_terminated_process_takes_its_workers_along(tmp_path):
+    """Two workers that would nap for a minute are gone soon after SIGTERM, with its exit code."""
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys, time\nfrom experiment import jobs\n\n"
+                      "def nap(path):\n    open(path, 'w').write(str(os.getpid()))\n"
+                      "    time.sleep(60)\n\n"
+                      "if __name__ == '__main__':\n"
+                      "    jobs.spread(nap, [(path,) for path in sys.argv[1:]], 2, 'naps')\n")
+    files = [tmp_path / "0", tmp_path / "1"]
+    main = subprocess.Popen([sys.executable, script, *files], env=os.environ | {"PYTHONPATH": ROOT})
+    written = lambda: all(file.exists() and file.read_text() for file in files)
+    for _ in range(400):
+        if written():
+            break
+        time.sleep(0.1)
+    main.send_signal(signal.SIGTERM)
+    assert written() and main.wait(20) == 143
+    for worker in (int(file.read_text()) for file in files):
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
