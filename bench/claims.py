@@ -1,6 +1,6 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
-    python -m bench.tables --jobs 2 train claim rules apart forget      # hours
+    python -m bench.tables --jobs 2 train claim rules disentangle apart forget      # hours
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
@@ -13,7 +13,6 @@ import json
 import statistics
 from pathlib import Path
 
-from bench.tables import THREE
 from errors import BadInput
 from experiment import cli, tables
 
@@ -62,10 +61,9 @@ LOOKED = [
     ("2310.02575", "corrupted: adamerging_layer > task_arithmetic", "apart", "corruption",
      lambda found: mean(found["rows"][1:], 4, 3))]
 # of arXiv:2310.04742 and 2305.12827: L-LoRA has more of this than LoRA
-DIFFERS = [("smaller disentanglement error, [0, 1]^2", "apart", "disentangle",
-            lambda found: -found["box"]),
-           ("its task falls further when subtracted", "forget", "forget",
-            lambda found: mean(found["rows"], 2, 3))]
+DIFFERS = [("smaller disentanglement error, [0, 1]^2", lambda found: -found["box"]),
+           ("the same, [-1, 2]^2", lambda found: -statistics.fmean(map(statistics.fmean,
+                                                                       found["xi"])))]
 
 
 def read(folder, file):
@@ -114,8 +112,8 @@ def linearized(folder):
         pairs = [differences(folder, ours, (f"claim-{other}", rule, number))
                  for other in ("lora", "lora_gentle")]
         yield [f"{number}, {rule.replace('_', ' ')}", *cells(pairs[0]), *cells(pairs[1])]
-    for claim, step, instrument, number in DIFFERS:
-        ours, theirs = (looked(folder, kind, step, instrument, number)
+    for claim, number in DIFFERS:
+        ours, theirs = (looked(folder, kind, "disentangle", "disentangle", number)
                         for kind in ("l_lora.model", "lora"))
         yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), "-", "-"]
 
@@ -134,7 +132,7 @@ def others(folder):
     """Rows of what --analyze looks at."""
     for paper, claim, step, instrument, number in LOOKED:
         row = [claim, paper]
-        for kind in THREE:
+        for kind in ("full", "lora"):
             row += cells(looked(folder, kind, step, instrument, number))
         yield row
 
@@ -148,8 +146,8 @@ def main():
                        list(linearized(folder))), end="\n\n")
     print(tables.table(["accuracy", "paper", "full fine-tuning", "here", "LoRA", "here"],
                        list(better(folder))), end="\n\n")
-    print(tables.table(["claim", "paper", "full fine-tuning", "here", "LoRA", "here", "L-LoRA",
-                        "here"], list(others(folder))))
+    print(tables.table(["claim", "paper", "full fine-tuning", "here", "LoRA", "here"],
+                       list(others(folder))))
 
 
 if __name__ == "__main__":

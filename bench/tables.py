@@ -53,11 +53,12 @@ STEPS = {
     "look": each("eval.py runs/vit-KIND-*-s0 --lam 0.3 --limit 100 --plot docs/figures --analyze "
                  "cosine,spectrum,disentangle,landscape,subsets "
                  "--json runs/tables/look-KIND.json", THREE),
-    "apart": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 "
-                  "--analyze disentangle,unseen,corruption --json runs/tables/apart-KIND.json",
-                  THREE),
+    "disentangle": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 --analyze "
+                        "disentangle --json runs/tables/disentangle-KIND.json", THREE),
+    "apart": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 --analyze "
+                  "unseen,corruption --json runs/tables/apart-KIND.json", THREE[:2]),
     "forget": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze forget "
-                   "--json runs/tables/forget-KIND.json", THREE),
+                   "--json runs/tables/forget-KIND.json", THREE[:2]),
 }
 
 
