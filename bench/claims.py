@@ -1,20 +1,24 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
     python -m bench.tables --jobs 2 train claim rules disentangle apart forget      # hours
+    python -m bench.compare --adapters lora,pissa,dora,lora_plus --jobs 2
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
 seeds. A claim is *confirmed* where every seed agrees and the mean is at least half a point,
-*contradicted* where every seed says the opposite by as much, and else *not seen*.
+*contradicted* where every seed says the opposite by as much, and else *not seen*. Training losses
+are compared task by task, at one learning rate and one seed.
 """
 
 import argparse
+import csv
 import json
 import statistics
 from pathlib import Path
 
 from errors import BadInput
 from experiment import cli, tables
+from tasks.drawn import TASKS
 
 LEAST = 0.005
 # of arXiv:2310.04742: L-LoRA has more of this number, merged by this rule
@@ -64,6 +68,20 @@ LOOKED = [
 DIFFERS = [("smaller disentanglement error, [0, 1]^2", lambda found: -found["box"]),
            ("the same, [-1, 2]^2", lambda found: -statistics.fmean(map(statistics.fmean,
                                                                        found["xi"])))]
+
+FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_plus")]
+
+
+def losses(runs, adapter, rate):
+    """{task: training loss of every step} of the runs of bench.compare at seed 0."""
+    found = {}
+    for task in TASKS:
+        path = runs / f"{adapter}-{rate:g}-{task}-s0" / "log.csv"
+        if not path.exists():
+            raise BadInput(f"no {path}: python -m bench.compare --adapters {adapter}")
+        with path.open() as file:
+            found[task] = [float(row["loss"]) for row in csv.DictReader(file)]
+    return found
 
 
 def read(folder, file):
@@ -137,17 +155,32 @@ def others(folder):
         yield row
 
 
+def faster(runs, rate, steps=100):
+    """Rows of the adapters that should train faster than LoRA at the same learning rate."""
+    early = lambda name: [statistics.fmean(loss[:steps])
+                          for loss in losses(runs, name, rate).values()]
+    for paper, name in FASTER:
+        effects = [theirs - ours for theirs, ours in zip(early("lora"), early(name))]
+        yield [f"{name}: lower training loss, steps 1 to {steps}", paper, *cells(effects)]
+
+
 def main():
     """Print the tables."""
     parser = argparse.ArgumentParser("python -m bench.claims", description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/tables"), help="of bench.tables")
-    folder = parser.parse_args().folder
+    add = parser.add_argument
+    add("--folder", type=Path, default=Path("runs/tables"), help="of bench.tables")
+    add("--runs", type=Path, default=Path("runs/compare"), help="of bench.compare")
+    add("--lr", type=float, default=1e-3, help="at which training losses are compared")
+    args = parser.parse_args()
+    folder = args.folder
     print(tables.table(["L-LoRA has more", "than LoRA", "here", "than LoRA, lr 3e-4", "here"],
                        list(linearized(folder))), end="\n\n")
     print(tables.table(["accuracy", "paper", "full fine-tuning", "here", "LoRA", "here"],
                        list(better(folder))), end="\n\n")
     print(tables.table(["claim", "paper", "full fine-tuning", "here", "LoRA", "here"],
-                       list(others(folder))))
+                       list(others(folder))), end="\n\n")
+    print(tables.table([f"than LoRA, learning rate {args.lr:g}", "paper", "over tasks", "here"],
+                       list(faster(args.runs, args.lr))))
 
 
 if __name__ == "__main__":

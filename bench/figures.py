@@ -8,7 +8,6 @@ of `python -m bench.compare`. The other figures come from eval.py and bench, wit
 """
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
@@ -16,9 +15,9 @@ import numpy as np
 
 from analysis import plots
 from analysis import schemes as lecture
+from bench import claims
 from bench.claims import read
 from bench.tables import KINDS, THREE
-from errors import BadInput
 from experiment import cli
 from tasks import drawn, sheet
 
@@ -91,11 +90,8 @@ def losses(args):
     """Training loss of LoRA and of methods that promise a faster start, all at one rate."""
     lines = {}
     for name in FACTORS:
-        runs = [args.runs / f"{name}-{args.lr:g}-{task}-s0" / "log.csv" for task in drawn.TASKS]
-        if missing := [run for run in runs if not run.exists()]:
-            raise BadInput(f"no {missing[0]}: python -m bench.compare --adapters {name}")
-        rows = [[float(row["loss"]) for row in csv.DictReader(run.open())] for run in runs]
-        curve = np.array(rows).mean(0).reshape(-1, 10).mean(1)
+        curve = np.array(list(claims.losses(args.runs, name, args.lr).values())).mean(0)
+        curve = curve.reshape(-1, 10).mean(1)
         lines[plots.words(name)] = [(10 * i + 5, loss) for i, loss in enumerate(curve.tolist())]
     plots.curves(lines, "step", "training loss", f"Training loss at learning rate {args.lr:g}",
                  "Mean over the eight tasks and over ten steps, seed 0.", args.out / "losses.png",

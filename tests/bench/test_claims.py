@@ -49,6 +49,16 @@ def look(folder, kind, box, left):
         (folder / f"{step}-{kind}.json").write_text(json.dumps({"analysis": found}))
 
 
+def train(folder, **losses):
+    """Logs of bench.compare at 1e-3: the loss of 100 steps, and later ones that do not count."""
+    for name, loss in losses.items():
+        for task in claims.TASKS:
+            run = folder / f"{name}-0.001-{task}-s0"
+            run.mkdir()
+            lines = [f"{step},{loss if step <= 100 else 50 * loss}" for step in range(1, 201)]
+            (run / "log.csv").write_text("\n".join(["step,loss", *lines]))
+
+
 def test_what_instruments_found(tmp_path):
     """Negation: .9 to .5, others .8 to .75. Unseen: .5 from .4, then .7. Corrupted, without the
     clean row: .4 from .5."""
@@ -71,8 +81,13 @@ def test_the_tables_are_made_from_the_files_that_the_steps_write(tmp_path, comma
         write(tmp_path, file.removesuffix(".json"), **every)
     for kind in tables.THREE:
         look(tmp_path, kind, 0.2, 0.7)
-    code, out, err = command(claims.main, "--folder", tmp_path)
+    code, _, err = command(claims.main, "--folder", tmp_path, "--runs", tmp_path)
+    assert code == 2 and "python -m bench.compare --adapters lora" in err
+    train(tmp_path, lora=0.9, pissa=0.7, dora=0.9, lora_plus=1.0)
+    code, out, err = command(claims.main, "--folder", tmp_path, "--runs", tmp_path)
     assert code == 0, err
+    assert " +0.200 ± 0.000 |    confirmed |" in out
+    assert "-0.100 ± 0.000 | contradicted" in out
     assert out.count("+0.000 ± 0.000 | ") + out.count("not seen") == 2 * (
-        2 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS))
-    assert out.count("confirmed") == 4 * 2 and out.count("contradicted") == 2
+        2 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS) + 1)
+    assert out.count("confirmed") == 4 * 2 + 1 and out.count("contradicted") == 2 + 1
