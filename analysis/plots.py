@@ -130,10 +130,9 @@ def curves(lines, x_label, y_label, title, caption, path, log=""):
         if ends:
             aside = (i - (len(lines) - 1) / 2) * (max(x) - min(x)) / 150
             axes.vlines([v + aside for v in x], *ends, color=colour, linewidth=1)
-    if "x" in log:
-        axes.set_xscale("log", base=2)
-    if "y" in log:
-        axes.set_yscale("log", base=2)
+    for name in log:
+        getattr(axes, f"set_{name}scale")("log", base=2)
+        getattr(axes, f"{name}axis").set_major_formatter("{x:g}")
     axes.grid(alpha=0.3), axes.legend(fontsize=9)
     save(figure, axes, x_label, y_label, title, caption, path)
 
