@@ -100,11 +100,13 @@ def pca(taus, components=2):
 def energy(tau):
     """Share of a task vector that its first k singular directions hold, k = 1 .. K: (K,) float64.
 
-    Mean over its matrices that are not all zeros; K is the largest number of singular values.
+    Mean over its matrices that are not all zeros; K is the largest number of singular values, and 0
+    where there is no such matrix.
     """
     squares = [torch.linalg.svdvals(matrix.double()).square().cpu() for matrix in tau.values()
                if matrix.dim() == 2 and matrix.any()]
-    shares = torch.ones(len(squares), max(map(len, squares)), dtype=torch.float64)
+    K = max(map(len, squares), default=0)
+    shares = torch.ones(max(1, len(squares)), K, dtype=torch.float64)
     for row, s in zip(shares, squares):
         row[:len(s)] = s.cumsum(0) / s.sum()
     return shares.mean(0)

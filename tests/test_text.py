@@ -226,3 +226,4 @@ def test_instruments_that_do_not_fit_are_refused_or_left_out(fit, command, tmp_p
         assert code == 2 and f"{name} {why}: leave it out" in err and err.count("\n") == 1
     code, out, err = look("all")
     assert code == 0 and "corruption:" not in out and "retention:" in out, err
+    assert "a task vector has no matrix" in out                                # biases alone

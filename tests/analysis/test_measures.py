@@ -59,6 +59,7 @@ def test_energy_of_singular_directions_by_hand():
            "b": torch.ones(5, 2), "bias": torch.ones(4), "still": torch.zeros(6, 6)}
     close(measures.energy({"a": tau["a"]}), torch.tensor([0.64, 1, 1], dtype=torch.float64))
     close(measures.energy(tau), torch.tensor([0.82, 1, 1], dtype=torch.float64))
+    assert measures.energy({"bias": torch.ones(4), "still": torch.zeros(6, 6)}).shape == (0,)
 
 
 def test_three_four_five():
