@@ -140,10 +140,11 @@ def spectrum(a, at=(1, 2, 4, 8, 16, 32, 64, 128)):
     """Share of the task vectors, and of their sum, in the first k singular directions."""
     each = [measures.energy(tau).tolist() for tau in a.space.taus]
     whole = measures.energy(merge.total(a.space.taus)).tolist()
+    found = {"single": dict(zip(a.names, each)), "sum": whole}
     at = [k for k in at if k <= min(map(len, [*each, whole]))]
     if not at:
         print("a task vector has no matrix, or moved none: nothing to decompose")
-        return {"single": dict(zip(a.names, each)), "sum": whole}
+        return found
     rows = [[n, *(e[k - 1] for k in at)] for n, e in zip([*a.names, "sum"], [*each, whole])]
     print(tables.table(["first k directions", *map(str, at)], rows))
     if a.folder:
@@ -154,7 +155,7 @@ def spectrum(a, at=(1, 2, 4, 8, 16, 32, 64, 128)):
                      f"Singular values of task vectors, {a.title}",
                      "Mean over matrices; bars from the lowest task to the highest. A low curve "
                      "spreads over many directions.", a.path("spectrum"))
-    return {"single": dict(zip(a.names, each)), "sum": whole}
+    return found
 
 
 def coordinates(a, names):

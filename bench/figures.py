@@ -16,7 +16,6 @@ import numpy as np
 from analysis import plots
 from analysis import schemes as lecture
 from bench import claims
-from bench.claims import read
 from bench.tables import KINDS, THREE
 from experiment import cli
 from tasks import drawn, sheet
@@ -43,7 +42,7 @@ def bars(args):
     """Accuracy of the pretrained, the merged and the single models, by kind of fine-tuning."""
     heights, base = {}, 0.0
     for kind in KINDS:
-        groups = read(args.folder, f"claim-{kind}").values()
+        groups = claims.read(args.folder, f"claim-{kind}").values()
         base = next(iter(groups))["rows"]["base"]["absolute"]
         heights[plots.words(kind)] = [[g["rows"][rule]["absolute"] for g in groups]
                                       for rule in RULES]
@@ -57,8 +56,8 @@ def bars(args):
 @figure
 def landscape(args):
     """The loss of two tasks over the plane of their task vectors, three methods on one scale."""
-    found = {kind: next(v for k, v in read(args.folder, f"look-{kind}")["analysis"]
-                        .items() if k.endswith(" landscape")) for kind in THREE}
+    found = {kind: claims.looked(args.folder, kind, "look", "landscape", dict)[0]
+             for kind in THREE}
     losses = {plots.words(kind): np.array(v["loss"]) for kind, v in found.items()}
     low = min(loss.min() for loss in losses.values())
     one = next(iter(found.values()))
@@ -73,8 +72,7 @@ def spectrum(args):
     """How many singular directions the task vectors need, alone and summed."""
     lines = {}
     for kind in THREE[:2]:
-        found = next(v for k, v in read(args.folder, f"look-{kind}")["analysis"]
-                     .items() if k.endswith(" spectrum"))
+        found, = claims.looked(args.folder, kind, "look", "spectrum", dict)
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k <= len(found["sum"])]
         single = [statistics.fmean(e[k - 1] for e in found["single"].values()) for k in ks]
         lines[f"{plots.words(kind)}, one task"] = list(zip(ks, single))
