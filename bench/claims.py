@@ -1,13 +1,13 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
-    python -m bench.tables --jobs 2 train claim rules disentangle apart forget      # hours
-    python -m bench.compare --adapters lora,pissa,dora,lora_plus --jobs 2
+    python -m bench.tables --jobs 2 train claim rules disentangle apart forget ranks     # hours
+    python -m bench.compare --jobs 2                                                     # hours
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
 seeds. A claim is *confirmed* where every seed agrees and the mean is at least half a point,
 *contradicted* where every seed says the opposite by as much, and else *not seen*. Training losses
-are compared task by task, at one learning rate and one seed.
+are compared task by task, at one learning rate and one seed: there the eight tasks stand for seeds.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import statistics
 from pathlib import Path
 
+from bench import compare
 from errors import BadInput
 from experiment import cli, tables
 from tasks.drawn import TASKS
@@ -70,17 +71,23 @@ DIFFERS = [("smaller disentanglement error, [0, 1]^2", lambda found: -found["box
                                                                        found["xi"])))]
 
 FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_plus")]
+# (paper, adapter, another that it should learn better than, each at its own rate)
+ABOVE = [("2404.02948", "pissa", "lora"), ("2402.09353", "dora", "lora"),
+         ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora"),
+         ("2303.10512", "adalora", "lora"), ("2409.15371", "bone", "lora"),
+         ("2409.15371", "bat", "bone"), ("2409.01035", "lora_dash", "lora")]
+RANKS = (4, 64)
 
 
-def losses(runs, adapter, rate):
-    """{task: training loss of every step} of the runs of bench.compare at seed 0."""
-    found = {}
+def losses(name, remedy):
+    """[training loss of every step] of eight runs of seed 0; name  their path up to the task."""
+    found = []
     for task in TASKS:
-        path = runs / f"{adapter}-{rate:g}-{task}-s0" / "log.csv"
+        path = Path(f"{name}-{task}-s0") / "log.csv"
         if not path.exists():
-            raise BadInput(f"no {path}: python -m bench.compare --adapters {adapter}")
+            raise BadInput(f"no {path}: python -m bench.{remedy}")
         with path.open() as file:
-            found[task] = [float(row["loss"]) for row in csv.DictReader(file)]
+            found.append([float(row["loss"]) for row in csv.DictReader(file)])
     return found
 
 
@@ -155,13 +162,41 @@ def others(folder):
         yield row
 
 
-def faster(runs, rate, steps=100):
+def early(name, remedy, steps=100):
+    """Mean training loss of the first steps, of each of eight runs."""
+    return [statistics.fmean(loss[:steps]) for loss in losses(name, remedy)]
+
+
+def faster(runs, rate):
     """Rows of the adapters that should train faster than LoRA at the same learning rate."""
-    early = lambda name: [statistics.fmean(loss[:steps])
-                          for loss in losses(runs, name, rate).values()]
+    loss = lambda name: early(runs / f"{name}-{rate:g}", f"compare --adapters {name}")
     for paper, name in FASTER:
-        effects = [theirs - ours for theirs, ours in zip(early("lora"), early(name))]
-        yield [f"{name}: lower training loss, steps 1 to {steps}", paper, *cells(effects)]
+        effects = [theirs - ours for theirs, ours in zip(loss("lora"), loss(name))]
+        yield [f"{name} < lora", paper, *cells(effects)]
+    gains = {}
+    for name in ("lora", "rslora"):
+        low, high = (early(runs / f"{name}-r{rank}", "tables ranks") for rank in RANKS)
+        gains[name] = [a - b for a, b in zip(low, high)]
+    yield ["rslora: rank 64 < rank 4", "2312.03732", *cells(gains["rslora"])]
+    yield ["... and by more than in lora", "2312.03732",
+           *cells([a - b for a, b in zip(gains["rslora"], gains["lora"])])]
+
+
+def alone(runs, adapter):
+    """Mean test accuracy of single models, of every seed, at the adapter's own learning rate."""
+    args = argparse.Namespace(out=runs, tasks=list(TASKS), rates=compare.RATES)
+    walked = not compare.untried(args, adapter)
+    own = [(adapter, compare.best_rate(args, adapter), s) for s in compare.SEEDS] if walked else []
+    if not walked or compare.missing(args, own):
+        raise BadInput(f"{runs} lacks runs: python -m bench.compare --adapters {adapter}")
+    return [statistics.fmean(r["test"] for r in compare.results(args, *run)) for run in own]
+
+
+def above(runs):
+    """Rows of the adapters whose single models should be better than another's."""
+    for paper, more, less in ABOVE:
+        effects = [a - b for a, b in zip(alone(runs, more), alone(runs, less))]
+        yield [f"{more} > {less}", paper, *cells(effects)]
 
 
 def main():
@@ -179,7 +214,9 @@ def main():
                        list(better(folder))), end="\n\n")
     print(tables.table(["claim", "paper", "full fine-tuning", "here", "LoRA", "here"],
                        list(others(folder))), end="\n\n")
-    print(tables.table([f"than LoRA, learning rate {args.lr:g}", "paper", "over tasks", "here"],
+    print(tables.table(["accuracy alone", "paper", "own rates", "here"],
+                       list(above(args.runs))), end="\n\n")
+    print(tables.table(["training loss, steps 1 to 100", "paper", f"rate {args.lr:g}", "here"],
                        list(faster(args.runs, args.lr))))
 
 

@@ -41,6 +41,12 @@ def folder(args, adapter, rate, seed, task):
     return args.out / f"{adapter}-{rate:g}-{task}-s{seed}"
 
 
+def missing(args, runs):
+    """Those of the runs (adapter, rate, seed) that are not finished on every task."""
+    return [run for run in runs if not all((folder(args, *run, task) / "result.json").exists()
+                                           for task in args.tasks)]
+
+
 def train(args, runs, title):
     """Make the runs (adapter, rate, seed) that are missing, `--jobs` at a time."""
     def one(run):
@@ -57,8 +63,7 @@ def train(args, runs, title):
         if differ := [key for key in ("steps", "model") if made[key] != getattr(args, key)]:
             raise BadInput(f"{path.parent} was made with --{differ[0]} {made[differ[0]]}: "
                            "give another --out")
-    todo = [run for run in runs if not all((folder(args, *run, task) / "result.json").exists()
-                                           for task in args.tasks)]
+    todo = missing(args, runs)
     with ThreadPoolExecutor(args.jobs) as pool:
         for run, done in zip(todo, tqdm(pool.map(one, todo), total=len(todo), desc=title)):
             if done.returncode:
@@ -74,9 +79,7 @@ def results(args, *run):
 
 def validation(args, adapter):
     """{rate: mean validation accuracy at seed 0} of the rates that are trained, rising."""
-    trained = [rate for rate in sorted(args.rates)
-               if all((folder(args, adapter, rate, 0, task) / "result.json").exists()
-                      for task in args.tasks)]
+    trained = [rate for rate in sorted(args.rates) if not missing(args, [(adapter, rate, 0)])]
     return {rate: statistics.fmean(result["val"] for result in results(args, adapter, rate, 0))
             for rate in trained}
 

@@ -88,7 +88,8 @@ def losses(args):
     """Training loss of LoRA and of methods that promise a faster start, all at one rate."""
     lines = {}
     for name in FACTORS:
-        curve = np.array(list(claims.losses(args.runs, name, args.lr).values())).mean(0)
+        curve = np.array(claims.losses(args.runs / f"{name}-{args.lr:g}",
+                                       f"compare --adapters {name}")).mean(0)
         curve = curve.reshape(-1, 10).mean(1)
         lines[plots.words(name)] = [(10 * i + 5, loss) for i, loss in enumerate(curve.tolist())]
     plots.curves(lines, "step", "training loss", f"Training loss at learning rate {args.lr:g}",

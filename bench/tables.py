@@ -59,6 +59,9 @@ STEPS = {
                   "unseen,corruption --json runs/tables/apart-KIND.json", THREE[:2]),
     "forget": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze forget "
                    "--json runs/tables/forget-KIND.json", THREE[:2]),
+    "ranks": [f"train.py --adapter {name} --rank {rank} --lr 1e-3 --task all --resume "
+              f"--out runs/compare/{name}-r{rank}-{{task}}-s{{seed}}"
+              for name in ("lora", "rslora") for rank in (4, 16, 64)],
 }
 
 

@@ -1,9 +1,11 @@
 """bench.claims: effects by hand from three seeds, the verdicts, and what is missing by name."""
 
 import json
+import re
 
 import pytest
 
+import errors
 from bench import claims, tables
 
 
@@ -49,14 +51,37 @@ def look(folder, kind, box, left):
         (folder / f"{step}-{kind}.json").write_text(json.dumps({"analysis": found}))
 
 
-def train(folder, **losses):
-    """Logs of bench.compare at 1e-3: the loss of 100 steps, and later ones that do not count."""
+def train(folder, losses):
+    """Logs of eight runs of seed 0: the loss of 100 steps, and later ones that do not count."""
     for name, loss in losses.items():
         for task in claims.TASKS:
-            run = folder / f"{name}-0.001-{task}-s0"
-            run.mkdir()
+            run = folder / f"{name}-{task}-s0"
+            run.mkdir(exist_ok=True)
             lines = [f"{step},{loss if step <= 100 else 50 * loss}" for step in range(1, 201)]
             (run / "log.csv").write_text("\n".join(["step,loss", *lines]))
+
+
+def walk(folder, **tests):
+    """Results of bench.compare: 1e-3 is best on validation, `test` that of every seed."""
+    for name, seeds in tests.items():
+        for rate, val in ((1e-4, 0.7), (3e-4, 0.8), (1e-3, 0.9), (3e-3, 0.8), (1e-2, 0.7)):
+            for seed in range(3):
+                for i, task in enumerate(claims.TASKS):
+                    run = folder / f"{name}-{rate:g}-{task}-s{seed}"
+                    run.mkdir(exist_ok=True)
+                    test = seeds[seed] + (-1) ** i * 0.1 if rate == 1e-3 else 0.0
+                    (run / "result.json").write_text(json.dumps({"val": val, "test": test}))
+
+
+def test_adapters_alone_at_their_own_rates(tmp_path):
+    """Differences of means over tasks, seed by seed: only runs at the best rate count."""
+    walk(tmp_path, lora=(0.5, 0.6, 0.7), dora=(0.6, 0.7, 0.9))
+    assert claims.alone(tmp_path, "dora") == pytest.approx([0.6, 0.7, 0.9])
+    with pytest.raises(errors.BadInput, match="bench.compare --adapters pissa"):
+        claims.alone(tmp_path, "pissa")
+    (tmp_path / "dora-0.001-digits-s2/result.json").unlink()
+    with pytest.raises(errors.BadInput, match="bench.compare --adapters dora"):
+        claims.alone(tmp_path, "dora")
 
 
 def test_what_instruments_found(tmp_path):
@@ -82,12 +107,24 @@ def test_the_tables_are_made_from_the_files_that_the_steps_write(tmp_path, comma
     for kind in tables.THREE:
         look(tmp_path, kind, 0.2, 0.7)
     code, _, err = command(claims.main, "--folder", tmp_path, "--runs", tmp_path)
+    assert code == 2 and "python -m bench.compare --adapters pissa" in err
+    names = {name for row in claims.ABOVE for name in row[1:]}
+    walk(tmp_path, **dict.fromkeys(names, (0.5, 0.5, 0.5)) | {"pissa": (0.7, 0.7, 0.7)})
+    code, _, err = command(claims.main, "--folder", tmp_path, "--runs", tmp_path)
     assert code == 2 and "python -m bench.compare --adapters lora" in err
-    train(tmp_path, lora=0.9, pissa=0.7, dora=0.9, lora_plus=1.0)
+    train(tmp_path, {"lora-0.001": 0.9, "pissa-0.001": 0.7, "dora-0.001": 0.9,
+                     "lora_plus-0.001": 1.0})
+    code, _, err = command(claims.main, "--folder", tmp_path, "--runs", tmp_path)
+    assert code == 2 and "python -m bench.tables ranks" in err
+    train(tmp_path, {"lora-r4": 0.9, "lora-r64": 0.8, "rslora-r4": 0.9, "rslora-r64": 0.5})
     code, out, err = command(claims.main, "--folder", tmp_path, "--runs", tmp_path)
     assert code == 0, err
-    assert " +0.200 ± 0.000 |    confirmed |" in out
-    assert "-0.100 ± 0.000 | contradicted" in out
-    assert out.count("+0.000 ± 0.000 | ") + out.count("not seen") == 2 * (
-        2 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS) + 1)
-    assert out.count("confirmed") == 4 * 2 + 1 and out.count("contradicted") == 2 + 1
+    for row in ("pissa > lora               | 2404.02948 | +0.200 ± 0.000 |    confirmed",
+                "pissa < lora               | 2404.02948 | +0.200 ± 0.000 |    confirmed",
+                "lora_plus < lora           | 2402.12354 | -0.100 ± 0.000 | contradicted",
+                "rslora: rank 64 < rank 4   | 2312.03732 | +0.400 ± 0.000 |    confirmed",
+                "... and by more than in lora | 2312.03732 | +0.300 ± 0.000 |    confirmed"):
+        assert re.sub(" +", " ", row) in re.sub(" +", " ", out)
+    level = 2 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS) + 1
+    assert out.count("not seen") == level + len(claims.ABOVE) - 1
+    assert out.count("confirmed") == 4 * 2 + 4 and out.count("contradicted") == 2 + 1
