@@ -83,11 +83,16 @@ def load(task, split, folder=None, limit=None, encode=None):
     return (images if images.is_floating_point() else images.float() / 255), labels
 
 
-def prompts(task):
-    """Clean drawings of every class of a drawn task (n, 1, 28, 28) and their labels (n,)."""
+def prompts(task, encode=None):
+    """Clean drawings of every class of a drawn task (n, 1, 28, 28), or the ids (n, T) of plain
+    sentences for a written task, and their labels (n,)."""
     from tasks import prompts as drawings
-    images, labels = drawings.sample(task)
-    return torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+    from tasks import sayings
+    if task in drawings.PROMPTS:
+        images, labels = drawings.sample(task)
+        return torch.from_numpy(images)[:, None], torch.from_numpy(labels)
+    texts, labels = sayings.sample(task)
+    return encode(texts), torch.from_numpy(labels)
 
 
 @lru_cache(maxsize=64)

@@ -38,7 +38,7 @@ SETTINGS = ("adapter", "hp", "linearize", "quantize", "targets", "init", "model"
             "optimizer", "lr", "wd", "every", "trace", "keep", "seed", "device",
             "dtype")                                                  # of a run, beside its task
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}
-HEAD = {"image": "prototypes", "text": "probe"}            # default; drawn tasks have prompts
+HEAD = {"image": "prototypes", "text": "probe"}          # of --data; built-in tasks have prompts
 SAVE_EVERY = 50                                                                          # steps
 RANK, PROCESSES = (int(os.environ.get(*v)) for v in (("RANK", 0), ("WORLD_SIZE", 1)))    # torchrun
 
@@ -144,7 +144,7 @@ def load_task(task, setting, base):
     head = HEADS[setting["head"]](base.width, data.classes(task, setting["data"]))
     seen = inputs, _ = [part[:EXAMPLES] for part in splits["train"]]
     if setting["head"] == "prompts":
-        seen = data.prompts(task)
+        seen = data.prompts(task, base.encode)
     head.to(setting["device"]).fit(features(base, seen[0]), seen[1].to(setting["device"]))
     if setting["head"] == "prompts":
         head.center(features(base, inputs))
@@ -169,7 +169,7 @@ def arguments():
     add("--model", default="vit", help="vit, bert, a published name, a folder or a file")
     add("--size", type=int, help="pixels, or most tokens of a text (default: the model's)")
     add("--random-weights", action="store_true", help="forget the pretraining, as a control")
-    add("--head", choices=HEADS, help="default: prompts, of files prototypes, of texts probe")
+    add("--head", choices=HEADS, help="default: prompts; of --data prototypes, of its texts probe")
     add("--targets", help="ends of layer names such as q,v, or all (default: the adapter's own)")
     add("--rank", type=int), add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
@@ -215,14 +215,13 @@ def resolve(args):
     flags = [f"{k}={getattr(args, k)}" for k in ("rank", "alpha") if getattr(args, k) is not None]
     if (kind := encoders.kind(args.model)) not in HEAD:
         raise BadInput(f"{args.model} is a language model: python -m rlhf trains it")
-    drawn = kind == "image" and not args.data
-    if args.head == "prompts" and not drawn:
-        raise BadInput("--head prompts is for the drawn tasks: take prototypes or probe")
+    if args.head == "prompts" and args.data:
+        raise BadInput("--head prompts is for the built-in tasks: take prototypes or probe")
     hp = keys | cli.keywords(flags + args.set, keys, args.adapter)
     rate = cls.lr[reading] if args.lr is None else args.lr
     path = encoders.find(args.model) == Path(args.model)         # and not a name
     filled_in = vars(args) | {"hp": hp, "linearize": reading, "lr": rate,
-                              "head": args.head or ("prompts" if drawn else HEAD[kind]),
+                              "head": args.head or (HEAD[kind] if args.data else "prompts"),
                               "model": os.path.abspath(args.model) if path else args.model,
                               "device": cli.device(args.device),
                               "targets": cls.targets if args.targets is None else args.targets}

@@ -18,10 +18,10 @@ from experiment import cli, run_folder
 from pretrain import bert, gpt, vit
 
 FILES = {"model.safetensors", "config.json", "vocab.txt"}
-# model -> (its module with make, pretrain and accuracy, model_type, --steps, --width, what it sees)
-MODELS = {"vit": (vit, "vit_encoder", 5000, 192, "scenes"),
-          "bert": (bert, "bert_encoder", 8000, 128, "texts"),
-          "gpt": (gpt, "gpt_decoder", 4000, 96, "next words")}
+# model -> (its module with make, pretrain and accuracy, model_type, --steps, --width, --lr, sees)
+MODELS = {"vit": (vit, "vit_encoder", 5000, 192, 1.5e-3, "scenes"),
+          "bert": (bert, "bert_encoder", 8000, 128, 5e-4, "texts"),
+          "gpt": (gpt, "gpt_decoder", 4000, 96, 1.5e-3, "next words")}
 
 
 def arguments():
@@ -32,15 +32,16 @@ def arguments():
     parser.add_argument("--width", type=int)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="default: the built-in checkpoint of the model")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint")
     args = parser.parse_args()
     cli.check_numbers(args)
-    _, _, steps, width, _ = MODELS[args.model]
+    _, _, steps, width, lr, _ = MODELS[args.model]
     args.steps = steps if args.steps is None else args.steps
     args.width = width if args.width is None else args.width
+    args.lr = lr if args.lr is None else args.lr
     args.out = args.out or encoders.BUILT_IN / args.model
     if args.steps < 20:
         raise BadInput(f"--steps {args.steps}: the one-cycle schedule needs at least 20")

@@ -31,8 +31,8 @@ from encoders.bert import BERT
 from encoders.tokenizer import SPECIAL, WordPiece
 from pretrain.optimizer import OneCycle
 from tasks import english
-from tasks.english import (ANIMALS, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS, TRANSITIVE,
-                           WOMEN, WORKS, chance, did, draw, noun_phrase, pick)
+from tasks.english import (ANIMALS, BAD, GOOD, INTRANSITIVE, KINDS, MEN, PEOPLE, STATES, TRAITS,
+                           TRANSITIVE, WOMEN, WORKS, chance, did, draw, noun_phrase, pick)
 
 HIDDEN, AFTER = 0.2, 0.4                           # share of the words hidden; in second sentences
 ROUND = 20_000                                     # discourses drawn at a time, each seen once
@@ -129,6 +129,18 @@ def opinion(rng):
     return text, f"so {name} {felt} {pick(rng, ('it', f'the {pick(rng, work)}'))}"
 
 
+def verdict(rng):
+    """Two adjectives of one judgement, or one denied and its opposite; or who shared an opinion."""
+    work, positive = pick(rng, WORKS), chance(rng)
+    if chance(rng, 1 / 3):
+        felt = pick(rng, ("liked", "loved") if positive else ("disliked", "hated"))
+        return english.opinion(rng, work, positive), f"so {pick(rng, WOMEN + MEN)} {felt} it"
+    one, two = (pick(rng, c) for c in draw(rng, GOOD if positive else BAD, 2))
+    denied = pick(rng, pick(rng, BAD if positive else GOOD))
+    return f"the {pick(rng, work)} was " + pick(rng, (f"{one} and {two}", f"not {denied} but {one}",
+                                                       f"{one} and not {denied}"))
+
+
 def number(rng):
     """Who did something and who did not; how many did, or how many women, or one of them."""
     n = 2 + int(rng.random() * 4)
@@ -168,6 +180,7 @@ def reason(rng):
 
 DISCOURSES = (present, present, again, detail, answer, both, word, rule, number,    # as often as
               *3 * (opinion, sequence, reason))                                     # written here
+READ = (*DISCOURSES, *4 * (verdict,))                                 # by the BERT, not by the GPT
 
 
 def vocabulary():
@@ -223,7 +236,7 @@ def batches(rng, tokenizer, batch):
     One in three is (ids of first sentences, ids of second ones), the others (ids of texts, None).
     """
     while True:
-        texts = [pick(rng, DISCOURSES)(rng) for _ in range(ROUND)]
+        texts = [pick(rng, READ)(rng) for _ in range(ROUND)]
         texts.sort(key=lambda t: len((t if isinstance(t, str) else " ".join(t)).split()))
         chunks = [texts[i:i + batch] for i in range(0, ROUND, batch)]
         for i in rng.permutation(len(chunks)):
@@ -246,7 +259,7 @@ def make(width, depth, heads):
     return model, config
 
 
-def pretrain(model, *, steps=8000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+def pretrain(model, *, steps=8000, batch=64, lr=5e-4, wd=0.01, seed=0):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
     optimizer = OneCycle([model, head, recall], steps, lr, wd)
@@ -271,7 +284,7 @@ def pretrain(model, *, steps=8000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
 def accuracy(model, head, seed, n=200):
     """{kind of discourse: share of the hidden words filled in right}, on n new ones of each."""
     out, rng = {}, np.random.default_rng([seed, 2])
-    for write in dict.fromkeys(DISCOURSES):
+    for write in dict.fromkeys(READ):
         ids = model.encode([write(rng) for _ in range(n)])
         hidden, target = hide(ids, rng, model.tokenizer)
         asked = target >= 0

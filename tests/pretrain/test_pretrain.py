@@ -7,7 +7,7 @@ import torch
 import encoders
 from pretrain import __main__ as pretrain
 from pretrain import bert, vit
-from pretrain.bert import DISCOURSES, hide, make, vocabulary
+from pretrain.bert import READ, hide, make, vocabulary
 from tasks import english
 
 
@@ -21,7 +21,7 @@ def test_the_vocabulary_spells_any_word_and_holds_every_word_of_the_language():
     assert tokenizer.ids("xylem7") == spelled and tokenizer.unk not in tokenizer.ids("~ #Ab-9?")
 
 
-@pytest.mark.parametrize("write", dict.fromkeys(DISCOURSES), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("write", dict.fromkeys(READ), ids=lambda f: f.__name__)
 def test_discourses_stay_in_the_language(write):
     known, rng = set(english.vocabulary()), np.random.default_rng(3)
     for text in (write(rng) for _ in range(200)):
