@@ -1,7 +1,7 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
     python -m bench.tables --jobs 2 train claim rules disentangle apart forget ranks     # hours
-    python -m bench.compare --jobs 2                                                     # hours
+    python -m bench.compare --adapters lora,pissa,dora,lora_plus,rslora --jobs 2         # hours
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
@@ -73,9 +73,7 @@ DIFFERS = [("smaller disentanglement error, [0, 1]^2", lambda found: -found["box
 FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_plus")]
 # (paper, adapter, another that it should learn better than, each at its own rate)
 ABOVE = [("2404.02948", "pissa", "lora"), ("2402.09353", "dora", "lora"),
-         ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora"),
-         ("2303.10512", "adalora", "lora"), ("2409.15371", "bone", "lora"),
-         ("2409.15371", "bat", "bone"), ("2409.01035", "lora_dash", "lora")]
+         ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora")]
 RANKS = (4, 64)
 
 

@@ -3,8 +3,8 @@
     python -m bench.figures                    # all of them, to docs/figures
     python -m bench.figures suite schemes      # some; these two need no results
 
-bars, landscape and spectrum read the files of `python -m bench.tables claim look`, losses the runs
-of `python -m bench.compare`. The other figures come from eval.py and bench, with --plot.
+bars, text, landscape and spectrum read the files of `python -m bench.tables claim text look`,
+losses the runs of `python -m bench.compare`. The other figures come from eval.py and bench.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import numpy as np
 from analysis import plots
 from analysis import schemes as lecture
 from bench import claims
-from bench.tables import KINDS, THREE
+from bench.tables import KINDS, THREE, WRITTEN
 from experiment import cli
 from tasks import drawn, sheet
 
@@ -37,20 +37,30 @@ def suite(args):
     plots.sheet(sheet.pictures(), list(drawn.TASKS), args.out / "suite.png")
 
 
-@figure
-def bars(args):
+def levels(args, step, kinds, title, file):
     """Accuracy of the pretrained, the merged and the single models, by kind of fine-tuning."""
     heights, base = {}, 0.0
-    for kind in KINDS:
-        groups = claims.read(args.folder, f"claim-{kind}").values()
+    for kind in kinds:
+        groups = claims.read(args.folder, f"{step}-{kind}").values()
         base = next(iter(groups))["rows"]["base"]["absolute"]
         heights[plots.words(kind)] = [[g["rows"][rule]["absolute"] for g in groups]
                                       for rule in RULES]
-    plots.bars(heights, [rule.replace("_", "\n") for rule in RULES], "mean test accuracy",
-               "Eight tasks in one model", "Mean of eight tasks and three seeds, with the lowest "
-               "and the highest seed. Bars start at the pretrained encoder. single: a model for "
-               "each task, which the rules on the left merge into one.", args.out / "bars.png",
-               base)
+    plots.bars(heights, [rule.replace("_", "\n") for rule in RULES], "mean test accuracy", title,
+               "Mean of eight tasks and three seeds, with the lowest and the highest seed. Bars "
+               "start at the pretrained encoder. single: a model for each task, which the rules on "
+               "the left merge into one.", args.out / file, base)
+
+
+@figure
+def bars(args):
+    """The drawn tasks: base, merged and single, five kinds of fine-tuning."""
+    levels(args, "claim", KINDS, "Eight tasks in one model", "bars.png")
+
+
+@figure
+def text(args):
+    """The same of the written tasks."""
+    levels(args, "text", WRITTEN, "Eight written tasks in one model", "text.png")
 
 
 @figure

@@ -28,6 +28,10 @@ KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--
          "l_lora.layer": "--adapter l_lora --linearize layer",
          "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE}"}
 THREE = ("full", "lora", "l_lora.model")
+# on the written tasks, each at the rate that validation chose there
+WRITTEN = {"full": "--adapter full", "lora": "--adapter lora",
+           "l_lora.model": "--adapter l_lora --lr 3e-3",
+           "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE.replace('vit', 'bert')}"}
 
 
 def each(text, names=KINDS):
@@ -59,9 +63,14 @@ STEPS = {
                   "unseen,corruption --json runs/tables/apart-KIND.json", THREE[:2]),
     "forget": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze forget "
                    "--json runs/tables/forget-KIND.json", THREE[:2]),
+    "text": [f"train.py --model bert {words} --steps 400 --task all --seed {seed} --resume"
+             for seed in SEEDS for words in WRITTEN.values()]
+    + each("eval.py runs/bert-KIND-*-s? --by seed --sweep lam=0.1,0.2,0.3,0.4,0.6,0.8,1,1.3,1.6,2 "
+           "--sweep init=0.3,0.6 --merge average,task_arithmetic,ties,adamerging_layer --limit 500 "
+           "--json runs/tables/text-KIND.json", WRITTEN),
     "ranks": [f"train.py --adapter {name} --rank {rank} --lr 1e-3 --task all --resume "
               f"--out runs/compare/{name}-r{rank}-{{task}}-s{{seed}}"
-              for name in ("lora", "rslora") for rank in (4, 16, 64)],
+              for name in ("lora", "rslora") for rank in (4, 64)],
 }
 
 

@@ -17,7 +17,8 @@ def results(tmp_path):
     for kind in figures.KINDS:
         groups = {seed: {"rows": {rule: {"absolute": 0.1 * i + 0.01 * seed}
                                   for i, rule in enumerate(RULES, 1)}} for seed in (0, 1, 2)}
-        (tmp_path / f"claim-{kind}.json").write_text(json.dumps(groups))
+        for step in ("claim", "text"):
+            (tmp_path / f"{step}-{kind}.json").write_text(json.dumps(groups))
     for i, kind in enumerate(figures.THREE):
         plane = {"lams": [0, 0.5, 1], "pair": ["x", "y"],
                  "loss": (torch.arange(9.0).reshape(3, 3) + 1 + i).tolist()}
