@@ -169,7 +169,7 @@ def arguments():
     add("--model", default="vit", help="vit, bert, a published name, a folder or a file")
     add("--size", type=int, help="pixels, or most tokens of a text (default: the model's)")
     add("--random-weights", action="store_true", help="forget the pretraining, as a control")
-    add("--head", choices=HEADS, help="default: prompts; of --data prototypes, of its texts probe")
+    add("--head", choices=HEADS, help="default: prompts; with --data prototypes, for texts probe")
     add("--targets", help="ends of layer names such as q,v, or all (default: the adapter's own)")
     add("--rank", type=int), add("--alpha", type=float)
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
