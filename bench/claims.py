@@ -214,8 +214,8 @@ def main():
                        list(others(folder))), end="\n\n")
     print(tables.table(["accuracy alone", "paper", "own rates", "here"],
                        list(above(args.runs))), end="\n\n")
-    print(tables.table(["training loss, steps 1 to 100", "paper", f"over tasks, lr {args.lr:g}", "here"],
-                       list(faster(args.runs, args.lr))))
+    print(tables.table(["training loss, steps 1 to 100", "paper", f"over tasks, lr {args.lr:g}",
+                        "here"], list(faster(args.runs, args.lr))))
 
 
 if __name__ == "__main__":
