@@ -17,6 +17,7 @@ import statistics
 from pathlib import Path
 
 from bench import compare
+from bench.tables import RANKS
 from errors import BadInput
 from experiment import cli, tables
 from tasks.drawn import TASKS
@@ -74,7 +75,6 @@ FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_
 # (paper, adapter, another that it should learn better than, each at its own rate)
 ABOVE = [("2404.02948", "pissa", "lora"), ("2402.09353", "dora", "lora"),
          ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora")]
-RANKS = (4, 64)
 
 
 def losses(name, remedy):
@@ -168,14 +168,14 @@ def early(name, remedy, steps=100):
 def faster(runs, rate):
     """Rows of the adapters that should train faster than LoRA at the same learning rate."""
     loss = lambda name: early(runs / f"{name}-{rate:g}", f"compare --adapters {name}")
+    plain = loss("lora")
     for paper, name in FASTER:
-        effects = [theirs - ours for theirs, ours in zip(loss("lora"), loss(name))]
-        yield [f"{name} < lora", paper, *cells(effects)]
+        yield [f"{name} < lora", paper, *cells([a - b for a, b in zip(plain, loss(name))])]
     gains = {}
     for name in ("lora", "rslora"):
         low, high = (early(runs / f"{name}-r{rank}", "tables ranks") for rank in RANKS)
         gains[name] = [a - b for a, b in zip(low, high)]
-    yield ["rslora: rank 64 < rank 4", "2312.03732", *cells(gains["rslora"])]
+    yield [f"rslora: rank {RANKS[1]} < rank {RANKS[0]}", "2312.03732", *cells(gains["rslora"])]
     yield ["... and by more than in lora", "2312.03732",
            *cells([a - b for a, b in zip(gains["rslora"], gains["lora"])])]
 
@@ -192,9 +192,11 @@ def alone(runs, adapter):
 
 def above(runs):
     """Rows of the adapters whose single models should be better than another's."""
+    names = dict.fromkeys(name for row in ABOVE for name in row[1:])
+    accuracy = {name: alone(runs, name) for name in names}
     for paper, more, less in ABOVE:
-        effects = [a - b for a, b in zip(alone(runs, more), alone(runs, less))]
-        yield [f"{more} > {less}", paper, *cells(effects)]
+        yield [f"{more} > {less}", paper,
+               *cells([a - b for a, b in zip(accuracy[more], accuracy[less])])]
 
 
 def main():

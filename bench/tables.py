@@ -22,16 +22,15 @@ from experiment import cli
 
 HERE = Path(__file__).parents[1]
 SEEDS = range(3)
-GENTLE = "runs/vit-lora_gentle-{task}-s{seed}"
 # what is trained for most tables: name of the runs -> the words of train.py
 KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--adapter l_lora",
          "l_lora.layer": "--adapter l_lora --linearize layer",
-         "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE}"}
+         "lora_gentle": "--adapter lora --lr 3e-4 --out runs/{model}-lora_gentle-{task}-s{seed}"}
 THREE = ("full", "lora", "l_lora.model")
 # on the written tasks, each at the rate that validation chose there
-WRITTEN = {"full": "--adapter full", "lora": "--adapter lora",
-           "l_lora.model": "--adapter l_lora --lr 3e-3",
-           "lora_gentle": f"--adapter lora --lr 3e-4 --out {GENTLE.replace('vit', 'bert')}"}
+WRITTEN = ({name: KINDS[name] for name in (*THREE, "lora_gentle")}
+           | {"l_lora.model": "--adapter l_lora --lr 3e-3"})
+RANKS = (4, 64)
 
 
 def each(text, names=KINDS):
@@ -70,7 +69,7 @@ STEPS = {
            "--json runs/tables/text-KIND.json", WRITTEN),
     "ranks": [f"train.py --adapter {name} --rank {rank} --lr 1e-3 --task all --resume "
               f"--out runs/compare/{name}-r{rank}-{{task}}-s{{seed}}"
-              for name in ("lora", "rslora") for rank in (4, 64)],
+              for name in ("lora", "rslora") for rank in RANKS],
 }
 
 

@@ -39,6 +39,7 @@ ROUND = 20_000                                     # discourses drawn at a time,
 POSITIONS = 48
 RARE = 0.25                    # negations among opinions; pronouns that do not mean the doer
 ANYONE = PEOPLE + ANIMALS
+FELT = {True: ("liked", "loved"), False: ("disliked", "hated")}              # after an opinion
 NUMBERS = ("nobody", "one", "two", "three", "four")
 
 
@@ -125,7 +126,7 @@ def opinion(rng):
     if chance(rng, 0.3):
         return text, english.opinion(rng, work, positive, RARE)
     name = pick(rng, WOMEN + MEN)
-    felt = pick(rng, ("liked", "loved") if positive else ("disliked", "hated"))
+    felt = pick(rng, FELT[positive])
     return text, f"so {name} {felt} {pick(rng, ('it', f'the {pick(rng, work)}'))}"
 
 
@@ -133,7 +134,7 @@ def verdict(rng):
     """Two adjectives of one judgement, or one denied and its opposite; or who shared an opinion."""
     work, positive = pick(rng, WORKS), chance(rng)
     if chance(rng, 1 / 3):
-        felt = pick(rng, ("liked", "loved") if positive else ("disliked", "hated"))
+        felt = pick(rng, FELT[positive])
         return english.opinion(rng, work, positive), f"so {pick(rng, WOMEN + MEN)} {felt} it"
     one, two = (pick(rng, c) for c in draw(rng, GOOD if positive else BAD, 2))
     denied = pick(rng, pick(rng, BAD if positive else GOOD))

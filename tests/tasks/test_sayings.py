@@ -53,7 +53,7 @@ def truth(task, text):
         again = text[1].split()
         return int(concept[said[1]] == concept[again[1]])
     if task == "accept":
-        if said[0] not in ("the",):
+        if said[0] != "the":
             return 0
         plural = said[1] in {english.ending_s(w) for w in words(PEOPLE + ANIMALS)}
         return int(plural != said[2].endswith("s"))
