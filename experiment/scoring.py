@@ -250,4 +250,4 @@ def summarize(rows):
         ratio = normalised(row["scores"], single)
         row["absolute"], row["normalised"] = mean(row["scores"]), mean(ratio)
         row["share"] = (row["absolute"] - floor) / (ceiling - floor) if ceiling != floor else 0.0
-        row["worst"] = min(ratio, key=ratio.get)
+        row["worst"] = min(ratio, key=lambda task: (ratio[task], row["scores"][task]))

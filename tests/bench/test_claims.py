@@ -13,7 +13,8 @@ from bench import claims, tables
     ([0.004, 0.006, 0.008], "confirmed"), ([0.004, 0.005, 0.005], "not seen"),
     ([-0.001, 0.1, 0.1], "not seen"), ([0.0, 0.1, 0.1], "not seen"),
     ([-0.004, -0.006, -0.008], "contradicted"), ([-0.004, -0.005, -0.005], "not seen"),
-    ([0.001, -0.1, -0.1], "not seen")])
+    ([0.001, -0.1, -0.1], "not seen"),
+    ([1 / 1600, 7 / 1600, 16 / 1600], "confirmed")])             # .005 but for rounding
 def test_a_verdict_needs_every_seed_and_half_a_point(effects, word):
     assert claims.verdict(effects) == word
 

@@ -107,3 +107,12 @@ def test_a_lam_of_experts_is_a_setting_like_any_other(group):
     row = search("twin", [{"lam": 0.0, "steps": 2}, {"lam": 0.5, "steps": 2}], space, tasks)
     assert isinstance(row["result"], merge.Experts) and len(row["val_curve"]) == 2
     assert row["chosen"]["lam"] in (0.0, 0.5)
+
+
+def test_summaries_by_hand():
+    rows = {"base": {"scores": {"a": 0.2, "b": 0.4}}, "single": {"scores": {"a": 0.8, "b": 0.6}},
+            "merged": {"scores": {"a": 0.6, "b": 0.5}}}
+    scoring.summarize(rows)
+    merged = [rows["merged"][key] for key in ("absolute", "normalised", "share")]
+    assert merged == pytest.approx([0.55, (3 / 4 + 5 / 6) / 2, 0.25 / 0.4])
+    assert [rows[name]["worst"] for name in rows] == ["a", "b", "a"]
