@@ -13,7 +13,8 @@ from experiment import cli
 
 WORDS = {"full": "full fine-tuning", "lora": "LoRA", "l_lora.model": "L-LoRA, whole model",
          "l_lora.layer": "L-LoRA, layer by layer",
-         "lora_gentle": "LoRA, small learning rate", "lora_plus": "LoRA+", "rslora": "rsLoRA",
+         "lora_gentle": "LoRA, small learning rate", "lora_large": "LoRA, large learning rate",
+         "lora_plus": "LoRA+", "rslora": "rsLoRA",
          "dora": "DoRA", "pissa": "PiSSA", "milora": "MiLoRA"}
 # of Okabe and Ito: colour-blind readers tell them apart. A seventh line has a colour again, and a
 # marker of its own

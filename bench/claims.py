@@ -1,7 +1,7 @@
 """What the papers claim, beside what is measured here: tables from the files of bench.tables.
 
-    python -m bench.tables --jobs 2 train claim rules disentangle apart forget ranks     # hours
-    python -m bench.compare --adapters lora,pissa,dora,lora_plus,rslora --jobs 2         # hours
+    python -m bench.tables --jobs 2            # hours
+    python -m bench.compare --jobs 2           # hours
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
@@ -60,6 +60,8 @@ LOOKED = [
      lambda found: mean(found["rows"], 2, 3)),
     ("2212.04089", "... and by more than the others fall", "forget", "forget",
      lambda found: mean(found["rows"], 2, 3) - mean(found["rows"], 4, 5)),
+    ("2212.04089", "an unseen task by analogy: B + C - A > B + C", "analogy", "analogy",
+     lambda found: mean(found["rows"], 3, 2)),
     ("2212.04089", "unseen tasks: task_arithmetic > base", "apart", "unseen",
      lambda found: mean(found["rows"], 2, 1)),
     ("2310.02575", "unseen tasks: adamerging_layer > task_arithmetic", "apart", "unseen",
@@ -74,7 +76,9 @@ DIFFERS = [("smaller disentanglement error, [0, 1]^2", lambda found: -found["box
 FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_plus")]
 # (paper, adapter, another that it should learn better than, each at its own rate)
 ABOVE = [("2404.02948", "pissa", "lora"), ("2402.09353", "dora", "lora"),
-         ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora")]
+         ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora"),
+         ("2303.10512", "adalora", "lora"), ("2409.15371", "bone", "lora"),
+         ("2409.15371", "bat", "bone"), ("2409.01035", "lora_dash", "lora")]
 
 
 def losses(name, remedy):
@@ -95,11 +99,6 @@ def read(folder, file):
     if not path.exists():
         raise BadInput(f"no {path}: python -m bench.tables {file.partition('-')[0]}")
     return json.loads(path.read_text())
-
-
-def numbers(folder, file, row, number):
-    """One number of every seed, {seed: value}, from FILE.json of a step."""
-    return {seed: group["rows"][row][number] for seed, group in read(folder, file).items()}
 
 
 def looked(folder, kind, step, instrument, number):
@@ -125,7 +124,8 @@ def cells(effects):
 
 def differences(folder, more, less):
     """The effect of every seed; more, less  (file, row, number): the first should be larger."""
-    high, low = numbers(folder, *more), numbers(folder, *less)
+    high, low = ({seed: group["rows"][row][number] for seed, group in read(folder, file).items()}
+                 for file, row, number in (more, less))
     return [high[seed] - low[seed] for seed in high]
 
 
@@ -134,12 +134,12 @@ def linearized(folder):
     for number, rule in LINEARIZED:
         ours = ("claim-l_lora.model", rule, number)
         pairs = [differences(folder, ours, (f"claim-{other}", rule, number))
-                 for other in ("lora", "lora_gentle")]
-        yield [f"{number}, {rule.replace('_', ' ')}", *cells(pairs[0]), *cells(pairs[1])]
+                 for other in ("lora", "lora_gentle", "lora_large")]
+        yield [f"{number}, {rule.replace('_', ' ')}", *(c for pair in pairs for c in cells(pair))]
     for claim, number in DIFFERS:
         ours, theirs = (looked(folder, kind, "disentangle", "disentangle", number)
                         for kind in ("l_lora.model", "lora"))
-        yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), "-", "-"]
+        yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), *"----"]
 
 
 def better(folder):
@@ -208,17 +208,15 @@ def main():
     add("--runs", type=Path, default=Path("runs/compare"), help="of bench.compare")
     add("--lr", type=float, default=1e-3, help="at which training losses are compared")
     args = parser.parse_args()
-    folder = args.folder
-    print(tables.table(["L-LoRA has more", "than LoRA", "here", "than LoRA, lr 3e-4", "here"],
-                       list(linearized(folder))), end="\n\n")
-    print(tables.table(["accuracy", "paper", "full fine-tuning", "here", "LoRA", "here"],
-                       list(better(folder))), end="\n\n")
-    print(tables.table(["claim", "paper", "full fine-tuning", "here", "LoRA", "here"],
-                       list(others(folder))), end="\n\n")
-    print(tables.table(["accuracy alone", "paper", "own rates", "here"],
-                       list(above(args.runs))), end="\n\n")
-    print(tables.table(["training loss, steps 1 to 100", "paper", f"over tasks, lr {args.lr:g}",
-                        "here"], list(faster(args.runs, args.lr))))
+    both = ["paper", "full fine-tuning", "here", "LoRA", "here"]
+    for header, rows in [
+            (["L-LoRA has more", "than LoRA", "here", "than LoRA, lr 3e-4", "here",
+              "than LoRA, lr 1e-2", "here"], linearized(args.folder)),
+            (["accuracy", *both], better(args.folder)), (["claim", *both], others(args.folder)),
+            (["accuracy alone", "paper", "own rates", "here"], above(args.runs)),
+            (["training loss, steps 1 to 100", "paper", f"over tasks, lr {args.lr:g}", "here"],
+             faster(args.runs, args.lr))]:
+        print(tables.table(header, list(rows)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def levels(args, step, kinds, title, file):
 
 @figure
 def bars(args):
-    """The drawn tasks: base, merged and single, five kinds of fine-tuning."""
+    """The drawn tasks: base, merged and single, six kinds of fine-tuning."""
     levels(args, "claim", KINDS, "Eight tasks in one model", "bars.png")
 
 

@@ -25,7 +25,8 @@ SEEDS = range(3)
 # what is trained for most tables: name of the runs -> the words of train.py
 KINDS = {"full": "--adapter full", "lora": "--adapter lora", "l_lora.model": "--adapter l_lora",
          "l_lora.layer": "--adapter l_lora --linearize layer",
-         "lora_gentle": "--adapter lora --lr 3e-4 --out runs/{model}-lora_gentle-{task}-s{seed}"}
+         "lora_gentle": "--adapter lora --lr 3e-4 --out runs/{model}-lora_gentle-{task}-s{seed}",
+         "lora_large": "--adapter lora --lr 1e-2 --out runs/{model}-lora_large-{task}-s{seed}"}
 THREE = ("full", "lora", "l_lora.model")
 # on the written tasks, each at the rate that validation chose there
 WRITTEN = ({name: KINDS[name] for name in (*THREE, "lora_gentle")}
@@ -62,6 +63,8 @@ STEPS = {
                   "unseen,corruption --json runs/tables/apart-KIND.json", THREE[:2]),
     "forget": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze forget "
                    "--json runs/tables/forget-KIND.json", THREE[:2]),
+    "analogy": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze analogy "
+                    "--json runs/tables/analogy-KIND.json", THREE[:2]),
     "text": [f"train.py --model bert {words} --steps 400 --task all --seed {seed} --resume"
              for seed in SEEDS for words in WRITTEN.values()]
     + each("eval.py runs/bert-KIND-*-s? --by seed --sweep lam=0.1,0.2,0.3,0.4,0.6,0.8,1,1.3,1.6,2 "

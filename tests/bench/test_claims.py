@@ -45,10 +45,11 @@ def look(folder, kind, box, left):
         found |= {f"{kind} {seed} disentangle": {"box": box, "xi": [[box, 0.4]] * 2},
                   f"{kind} {seed} forget": {"rows": [["x", "0.3", 0.9, 0.4, 0.8, 0.7],
                                                      ["y", "0.3", 0.9, 0.6, 0.8, 0.8]]},
+                  f"{kind} {seed} analogy": {"rows": [["x", 0.4, 0.6, 0.5, "+y +z", "+y +z -w"]]},
                   f"{kind} {seed} unseen": {"rows": [["x", 0.4, 0.5, left, 0.9]] * 2},
                   f"{kind} {seed} corruption": {"rows": [["clean", 0, 0.1, 0.2, 0.9],
                                                          ["jpeg", 1, 0.1, 0.5, 0.4]]}}
-    for step in ("disentangle", "apart", "forget"):
+    for step in ("disentangle", "apart", "forget", "analogy"):
         (folder / f"{step}-{kind}.json").write_text(json.dumps({"analysis": found}))
 
 
@@ -86,11 +87,11 @@ def test_adapters_alone_at_their_own_rates(tmp_path):
 
 
 def test_what_instruments_found(tmp_path):
-    """Negation: .9 to .5, others .8 to .75. Unseen: .5 from .4, then .7. Corrupted, without the
-    clean row: .4 from .5."""
+    """Negation: .9 to .5, others .8 to .75. Analogy: .5 from .6. Unseen: .5 from .4, then .7.
+    Corrupted, without the clean row: .4 from .5."""
     look(tmp_path, "lora", 0.2, 0.7)
     effects = [claims.looked(tmp_path, "lora", *which) for _, _, *which in claims.LOOKED]
-    for seeds, value in zip(effects, (0.4, 0.35, 0.1, 0.2, -0.1), strict=True):
+    for seeds, value in zip(effects, (0.4, 0.35, -0.1, 0.1, 0.2, -0.1), strict=True):
         assert seeds == pytest.approx([value, value])
     step = "disentangle"
     errors = [claims.looked(tmp_path, "lora", step, step, number) for _, number in claims.DIFFERS]
@@ -126,6 +127,6 @@ def test_the_tables_are_made_from_the_files_that_the_steps_write(tmp_path, comma
                 "rslora: rank 64 < rank 4   | 2312.03732 | +0.400 ± 0.000 |    confirmed",
                 "... and by more than in lora | 2312.03732 | +0.300 ± 0.000 |    confirmed"):
         assert re.sub(" +", " ", row) in re.sub(" +", " ", out)
-    level = 2 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS) + 1
+    level = 3 * len(claims.LINEARIZED) + 2 * len(claims.BETTER) + len(claims.DIFFERS) + 1
     assert out.count("not seen") == level + len(claims.ABOVE) - 1
-    assert out.count("confirmed") == 4 * 2 + 4 and out.count("contradicted") == 2 + 1
+    assert out.count("confirmed") == 4 * 2 + 4 and out.count("contradicted") == 4 + 1
