@@ -129,8 +129,12 @@ def usable(group, members, args, reported):
 def merge_runs(runs, args):
     """Every rule in every group, and a table per method; returns {group: {"space", "rows"}}."""
     opened.cache_clear()                                  # runs may have been trained again since
-    groups, units, reported = groups_of(runs, args, args.by), [], set()
+    groups, units, reported, tasks = groups_of(runs, args, args.by), [], set(), {}
     for group, members in groups.items():
+        found = {task for run in members for task in run_folder.tasks(run)}
+        if lacks := tasks.setdefault(group.label(), found) ^ found:
+            raise BadInput(f"{', '.join(sorted(lacks))}: some seeds of {group.label() or 'a row'} "
+                           "have it and some do not: train what is missing, or leave it out")
         for task, n in Counter(run["setting"]["task"] for run in members).items():
             if n > 1:
                 print(f"{task} has {n} runs: each counts as a task vector, single is their mean")
@@ -153,11 +157,12 @@ def merge_runs(runs, args):
         scoring.summarize(rows[group])
     for method in dict.fromkeys(group.method for group in groups):
         same = [group for group in groups if group.method == method]
-        first = groups[same[0]][0]["setting"]
-        print(f"\n{sum(len(g.folders) for g in same)} runs in {len(same)} group(s), adapter "
-              f"{first['adapter']}, linearize {first['linearize']}, space {same[0].space}, "
-              f"unlabelled inputs from {args.unlabelled}, settings by the {args.choose} score on "
-              f"val, scored on {args.split}")
+        used = [[run["setting"]["adapter"], run["setting"]["linearize"], group.space]
+                for group in same for run in groups[group]]
+        adapter, linearize, space = ("/".join(dict.fromkeys(words)) for words in zip(*used))
+        print(f"\n{len(used)} runs in {len(same)} group(s), adapter {adapter}, linearize "
+              f"{linearize}, space {space}, unlabelled inputs from {args.unlabelled}, settings by "
+              f"the {args.choose} score on val, scored on {args.split}")
         print(tables.report([(group.values, rows[group]) for group in same], args.all))
     if args.plot and args.curve:
         from analysis import plots

@@ -38,6 +38,7 @@ from rules.matching import assignment, correlation, match_blocks, permute_stream
 from rules.pleas import rows_of
 
 WRITTEN = "PLeaS, stream and units matched"
+FITTED = ("prototypes", "probe")                    # heads made from the features of an encoder
 
 
 def check_alike(a, b):
@@ -100,7 +101,7 @@ def scores(encoder, tasks, encode, split, limit):
         inputs, labels = data.load(task, "train", limit=limit or EXAMPLES, encode=encode)
         scored, truth = data.load(task, split, limit=limit, encode=encode)
         training, test = features(encoder, inputs), features(encoder, scored)
-        heads = [cls(encoder.width, data.classes(task)) for cls in HEADS.values()]
+        heads = [HEADS[name](encoder.width, data.classes(task)) for name in FITTED]
         rows.append([correct(head.fit(training, labels), test, truth) for head in heads])
     return [statistics.fmean(column) for column in zip(*rows)]
 
@@ -134,7 +135,7 @@ def main():
     for name, params in tqdm(ways.items(), desc="encoders"):
         model = with_weights(encoder, params)
         rows.append([name, *scores(model, tasks, encode, args.split, args.limit)])
-    print(tables.table(["encoder", *HEADS], rows))
+    print(tables.table(["encoder", *FITTED], rows))
     if args.out:
         with huggingface.new_folder(args.out) as folder:
             huggingface.write_encoder(with_weights(encoder, ways[WRITTEN]), folder)

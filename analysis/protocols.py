@@ -27,7 +27,8 @@ from rules.fisher import log_traces
 @instrument
 def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size=6,
             lams=(0.1, 0.2, 0.3, 0.5, 1.0)):
-    """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, scored on test.
+    """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, by at most
+    `per_size` of the subsets; scored on test.
 
     All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed. The average has
     no lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
@@ -40,7 +41,8 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     rows, curves, pairs = [], {rule: [] for rule in rules}, torch.ones(2 * [len(a.names)])
     for rule, K in tqdm(list(itertools.product(rules, every)), desc="subsets"):
         free, merged = "lam" in merge.options(rule), [Subset(a, rule, s) for s in every[K]]
-        lam = best_lam(merged[:per_size], lams) if free else 1.0
+        few = random.Random(0).sample(merged, min(per_size, len(merged)))
+        lam = best_lam(few, lams) if free else 1.0
         scores = [{n: s.score(lam, n, "test") for n in s.members} for s in merged]
         ratios = [scoring.normalised(score, single) for score in scores]
         means = [scoring.mean(ratio) for ratio in ratios]

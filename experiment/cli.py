@@ -91,7 +91,7 @@ def grid(text, options):
     try:
         if ":" in values:
             low, high, step = (float(v) for v in values.split(":"))
-            points = [round(low + i * step, 10) for i in range(round((high - low) / step) + 1)]
+            points = [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
         else:
             points = [float(v) for v in values.split(",")]
     except (ValueError, ZeroDivisionError, OverflowError):

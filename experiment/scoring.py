@@ -29,16 +29,16 @@ class Tasks:
     """
 
     def __init__(self, group, device="cpu", limit=None, unlabelled="calib"):
-        single = [run for run in group if len(run_folder.tasks(run)) == 1]
-        self.order = [run["setting"]["task"] for run in single]         # of every task vector
-        self.runs = {task: run for run in single or group for task in run_folder.tasks(run)}
-        for run in single:
-            other = self.runs[run["setting"]["task"]]
-            if differ := [k for k in ("data", "head", "limit")
-                          if run["setting"][k] != other["setting"][k]]:
-                raise BadInput(f"{other['folder']} and {run['folder']} are both on "
-                               f"{run['setting']['task']}, with another --{differ[0]}: "
-                               "merge runs that are scored on the same examples by the same head")
+        self.single = [run for run in group if len(run_folder.tasks(run)) == 1]
+        self.order = [run["setting"]["task"] for run in self.single]    # of every task vector
+        self.runs = {task: run for run in self.single or group for task in run_folder.tasks(run)}
+        for run in group:
+            for other in (self.runs[t] for t in run_folder.tasks(run) if t in self.runs):
+                if differ := [k for k in ("data", "head", "limit", "model")
+                              if run["setting"][k] != other["setting"][k]]:
+                    raise BadInput(f"{other['folder']} and {run['folder']} share a task, with "
+                                   f"another --{differ[0]}: merge runs that are scored on the same "
+                                   "examples by the same head of the same model")
         self.heads = {t: run_folder.head(run, t).to(device) for t, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
         self.at_base = {}                  # features of a linearized base, for `Mixture`
@@ -66,21 +66,23 @@ class Tasks:
         logits = lambda head: lambda params, x: head(space.call(params, x))
         makers = {"functions": lambda task: logits(self.heads[task]),
                   "batches": lambda task: self.data(self.unlabelled, task)[0],
-                  "labelled": lambda task: self.data("val", task),
-                  "scores": lambda task: self.runs[task]["result"]["val"]}
-        whole = {"activations": space.activations, "features": space.call}
+                  "labelled": lambda task: self.data("val", task)}
+        whole = {"activations": space.activations, "features": space.call,
+                 "scores": [run["result"]["val"] for run in self.single]}
         return {name: whole[name] if name in whole else [makers[name](task) for task in self.order]
                 for name in names}
 
     def score_result(self, result, space, split):
-        """{task: accuracy} of what a rule returned."""
+        """{task: accuracy} of what a rule returned; of several experts on a task, their mean."""
         if not isinstance(result, merge.Experts):
             return self.scores(space.apply(result), split)
         if result.route:
             sent = self.routed(result, space, split)
             return {task: statistics.fmean(hit) for task, (hit, _) in sent.items()}
-        own = lambda task: space.apply(result.models[self.order.index(task)])
-        return {task: self.score(own(task), split, task) for task in self.runs}
+        found = {task: [] for task in self.runs}
+        for task, params in zip(self.order, result.models):
+            found[task].append(self.score(space.apply(params), split, task))
+        return {task: statistics.fmean(scores) for task, scores in found.items()}
 
     def routed(self, result, space, split):
         """{task: (correct?, sent to its own expert?)}, 0 or 1 for every input, by the router."""
@@ -93,7 +95,7 @@ class Tasks:
                 rows = where == expert
                 f = features(space.apply(result.models[expert]), inputs[rows])
                 hit[rows] = self.heads[task](f).argmax(1).cpu() == labels[rows]
-            out[task] = hit.double().tolist(), (where == self.order.index(task)).double().tolist()
+            out[task] = hit.double().tolist(), [float(self.order[i] == task) for i in where]
         return out
 
 

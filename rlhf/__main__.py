@@ -134,7 +134,7 @@ def tune(setting, backbone, scorer, judge, out):
     ours, log = policy.Policy(backbone, model, setting["temperature"]), []
 
     def look(step):
-        if step % max(1, setting["steps"] // 10) == 0:
+        if step == setting["steps"] or step % max(1, setting["steps"] // 10) == 0:
             at = policy.measure(ours, judge, setting["task"], "val")
             log.append((step, *(at[k] for k in COLUMNS)))
 
@@ -181,7 +181,8 @@ def main():
                        [[name, *(row[k] for k in header)] for name, row in results.items()]))
     if args.plot:
         from rlhf import figures
-        figures.over_optimisation(results, args.plot / "over-optimisation.png")
+        start = policy.measure(anchor, judge, args.reward, "val")
+        figures.over_optimisation(results, start, args.plot / "over-optimisation.png")
     if args.json:
         run_folder.write_json({"reward model": accuracy} | results, args.json)
     other = next(name for name in REWARDS if name != args.reward)

@@ -3,9 +3,9 @@
 from analysis import plots
 
 
-def over_optimisation(results, path):
-    """True reward and what the reward model says, against the KL to the anchor, for every beta."""
-    start = results["anchor"]
+def over_optimisation(results, start, path):
+    """True reward and what the reward model says, against the KL to the anchor, for every beta;
+    on val, as the log of the policies. start  what the anchor does there."""
     lines = {}
     for name, row in results.items():
         for kind in ("proxy", "true") if name != "anchor" else ():

@@ -21,7 +21,7 @@ from tasks.english import BAD, GOOD, past
 OPENING = 4                                      # tokens of a prompt: [CLS] and three words
 LENGTH = 20                                      # most tokens that follow
 HELD_OUT = 200                                   # prompts that a policy is measured on
-SEEDS = {"val": 10_000, "test": 20_000}          # of those prompts; training has others
+SEEDS = {"val": 10_000, "test": 20_000}          # of those prompts; training has their words, too
 UNFINISHED = -3.0                                # the reward of a text without its end
 KIND = {w for concept in (*GOOD, ("happy", "glad"), ("brave", "bold")) for w in concept} | {
     past(verb) for verb in "love help assist praise applaud save rescue greet welcome".split()}

@@ -22,7 +22,7 @@ from tasks.archives import named
 from tasks.pictures import below, pixels, stack, visible
 from tasks.readers import class_name, numbers
 
-TESTS = ("test", "dev", "validation", "valid", "val")
+TESTS = ("test", "dev", "validation", "valid", "val")    # the first is test, the second is val
 LABELS = ("label", "labels", "class", "category", "target")              # the first that is there
 TEXTS = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question",
          "question1", "question2")                                # of more than two columns, these
@@ -60,14 +60,14 @@ def read(reader, folder):
     train = reader(folder, "train", None)
     if train is None or train.labels is None:
         raise BadInput(f"{folder} has no training data with labels: --data wants {ACCEPTED}")
-    parts = (reader(folder, split, train) for split in TESTS)
-    test = next((part for part in parts if part and part.labels is not None), None)
-    if test is None:
+    parts = [reader(folder, split, train) for split in TESTS]
+    held = [part for part in parts if part and part.labels is not None][:2]
+    if not held:
         raise BadInput(f"{folder} has training data, and none with labels that is named "
                        f"{' or '.join(TESTS)}: set some examples of train apart as test")
     classes = sorted(set(train.labels))
     return {split: (part.inputs, numbers(part.labels, classes, part.source))
-            for split, part in (("train", train), ("test", test))}
+            for split, part in zip(("train", "test", "val"), (train, *held))}
 
 
 # ---- table ---------------------------------------------------------------------------------------
@@ -108,8 +108,12 @@ def text_columns(header, rows, label, source):
         number = re.compile(r"\s*[-+]?[\d.]*\s*").fullmatch
         found = [i for i in found if header[i] not in LABELS and "label" not in header[i]
                  and not all(number(row[i]) for _, row in rows)]
-    if len(found) > 2:
-        found = [i for i in found if header[i] in TEXTS]
+    usual = [i for i in found if header[i] in TEXTS]
+    if len(found) == 2 and len(usual) == 1:
+        other, = {*found} - {*usual}
+        raise BadInput(f"{source} has {header[other]} beside {header[usual[0]]}: leave it out, or "
+                       "name both texts of a pair as usual, such as sentence1,sentence2")
+    found = usual if len(found) > 2 else found
     if label is None or len(found) not in (1, 2):
         raise BadInput(f"{source} has the columns {', '.join(header)[:100]}: it wants one named "
                        "label, and a text or the two of a pair, such as text,label")

@@ -17,6 +17,11 @@ from encoders import safetensors
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
 
 
+def shuffled(values):
+    """The examples of a test file as data.load gives them: in an order that is always the same."""
+    return np.asarray(values)[np.random.default_rng(0).permutation(len(values))]
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 def layers(prefix, linears, norms, D):

@@ -50,18 +50,18 @@ def test_limit_takes_the_first():
     assert len(images) == len(labels) == 7 and torch.equal(images, data.load("count", "val")[0][:7])
 
 
-def test_limit_of_a_sorted_file_takes_every_class(tmp_path):
-    """Forty texts of "a", then forty of "b": of ten, both; in file order, the same each time."""
+def test_the_first_of_a_sorted_file_have_every_class(tmp_path):
+    """Forty texts of "a", then forty of "b": of any ten in a row, both; the same each time."""
     for split in ("train", "test"):
         lines = [f"text number {i},{'ab'[i // 40]}" for i in range(80)]
         (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *lines]))
-    texts = lambda found: [int(text.split()[-1]) for text in found]
+    load = lambda split, limit: data.load("own", split, str(tmp_path), limit, list)
     for split in ("test", "train"):
-        some, labels = data.load("own", split, str(tmp_path), 10, texts)
-        assert len(some) == 10 and set(labels.tolist()) == {0, 1}
-        assert some == data.load("own", split, str(tmp_path), 10, texts)[0]
-    rows, every = (data.load("own", "test", str(tmp_path), n, texts)[0] for n in (10, None))
-    assert rows == sorted(rows) and every == list(range(80))
+        texts, labels = load(split, None)
+        assert all(len(set(labels[i:i + 10].tolist())) == 2 for i in range(0, len(texts), 10))
+        assert load(split, 10)[0] == texts[:10]
+        assert [int(x.split()[-1]) // 40 for x in texts] == labels.tolist()
+    assert sorted(load("test", None)[0]) == sorted(f"text number {i}" for i in range(80))
 
 
 def test_primitives():

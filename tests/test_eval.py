@@ -95,6 +95,9 @@ def test_by_seed_reports_mean_and_spread(trained, merge_runs):
     assert code == 0 and set(groups) == {"0", "1"} and " ± " in out, err
     code, _, err, _ = merge_runs(names, "--merge", "average")
     assert code == 2 and "start from different" in err
+    more = trained("--adapter", "l_lora", "--task", "count,shapes", "--seed", 2)
+    code, _, err, _ = merge_runs([*names, *more], "--merge", "average", "--by", "seed")
+    assert code == 2 and "digits, shapes: some seeds of a row have it and some do not" in err
 
 
 def test_by_any_setting_is_one_table_with_a_column(trained, merge_runs):
@@ -131,6 +134,9 @@ def test_joint_training_is_one_run_on_every_task(trained, merge_runs):
     code, out, err, groups = merge_runs(names, "--merge", "average")
     assert code == 0 and "| joint " in out, err
     assert groups["all"]["joint"]["scores"] == {t: s["test"] for t, s in by_task.items()}
+    probe = trained("--adapter", "lora", "--task", "digits,count", "--joint", "--head", "probe")
+    code, _, err, _ = merge_runs([*probe, *names[1:]], "--merge", "average")
+    assert code == 2 and "share a task, with another --head" in err
     alone, _, _, without = merge_runs(names[1:], "--merge", "average")
     for key in ("scores", "absolute", "normalised", "share"):
         assert without["all"]["average"][key] == groups["all"]["average"][key]
@@ -273,6 +279,7 @@ def test_an_interrupted_run_is_no_result(fit, merge_runs, tmp_path):
 
 def test_grid_and_settings():
     assert cli.grid("lam=0:1:0.05", {}) == ("lam", [round(0.05 * i, 10) for i in range(21)])
+    assert cli.grid("lam=0:1:0.35", {}) == ("lam", [0, 0.35, 0.7])            # none beyond the end
     assert cli.grid("density=0.1,0.5", {"density": 0.2}) == ("density", [0.1, 0.5])
 
 
@@ -334,7 +341,7 @@ def test_runs_of_one_task_with_other_heads_are_refused(fit, merge_runs):
     fit("--adapter", "lora")
     fit("--adapter", "lora", "--head", "probe", "--seed", 1)
     code, _, err, _ = merge_runs(["lora-digits-s0", "lora-digits-s1"], "--merge", "average")
-    assert code == 2 and "are both on digits, with another --head" in err
+    assert code == 2 and "share a task, with another --head" in err
 
 
 def test_a_result_that_is_not_finite_is_no_row(trained, merge_runs, monkeypatch):

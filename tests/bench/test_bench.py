@@ -136,8 +136,10 @@ def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, 
     times = (("lora_fa", "off", 0.9), ("lora_fa", "off, jvp", 7), ("lora", "layer", 8))
     (out / "bench.json").write_text(json.dumps(
         [dict(zip(("adapter", "linearize", "time"), row)) for row in times]))
-    seed = lambda a, b: {"rows": {"average": {"absolute": a}, "task_arithmetic": {"absolute": b}}}
-    (out / "lora_fa-0.2-count.json").write_text(json.dumps({0: seed(0.5, 0.7), 1: seed(0.6, 0.7)}))
+    seed = lambda *numbers: {"rows": {name: {"absolute": n} for name, n in zip(
+        ("single", "average", "task_arithmetic"), numbers)}}
+    (out / "lora_fa-0.2-count.json").write_text(json.dumps({0: seed(0.9, 0.5, 0.7),
+                                                            1: seed(0.8, 0.6, 0.7)}))
     for rate, val in (("0.1", 0.8), ("0.2", 0.9)):
         for seed in (0, 1):
             folder = out / f"lora_fa-{rate}-count-s{seed}"

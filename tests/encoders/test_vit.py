@@ -52,8 +52,11 @@ def test_grey_images_are_repeated_and_other_sizes_resized(tmp_path):
     grey = torch.rand(2, 1, 28, 28)
     assert torch.equal(model(grey), model(grey.expand(-1, 3, -1, -1)))
     large = torch.rand(2, 3, 56, 56)
-    small = F.interpolate(large, (28, 28), mode="bilinear")
+    small = F.interpolate(large, (28, 28), mode="bilinear", antialias=True)
     assert torch.equal(model(large), model(small))
+    board = (torch.arange(252)[:, None] + torch.arange(252)).expand(1, 3, -1, -1) % 2.0
+    plain = model(torch.full((1, 3, 28, 28), 0.5))        # a fine pattern, seen from afar
+    assert (model(board) - plain).norm() < 0.1 * (model(board[..., 4::9, 4::9]) - plain).norm()
 
 
 def test_built_in_checkpoint_loads_and_is_small():

@@ -60,6 +60,22 @@ def test_experts_are_scored_on_their_own_task_or_where_the_router_sends(group):
     assert routed == pytest.approx(tasks.scores(space.apply(models[1]), "test"))
 
 
+def test_several_runs_on_a_task_count_as_their_mean(group):
+    """Scores in the order of the runs; an expert of either run of a task is its expert."""
+    (one, other), space, _ = group
+    tasks = Tasks([one, other, one | {"result": one["result"] | {"val": 0.125}}])
+    given = tasks.material(space, ["scores"])["scores"]
+    assert given == [one["result"]["val"], other["result"]["val"], 0.125]
+    models = [merge.add(space.base, tau) for tau in space.taus]
+    experts = merge.Experts([space.base, models[1], models[0]])
+    names = [run["setting"]["task"] for run in (one, other)]
+    found = tasks.score_result(experts, space, "val")
+    score = lambda params, task: tasks.score(space.apply(params), "val", task)
+    ends = [score(params, names[0]) for params in (space.base, models[0])]
+    assert ends[0] != ends[1] and found[names[0]] == sum(ends) / 2
+    assert found[names[1]] == score(models[1], names[1])
+
+
 def test_rules_get_the_data_they_name(group):
     _, space, tasks = group
     made = tasks.material(space, ["functions", "batches", "labelled", "scores"])

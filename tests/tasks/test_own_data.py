@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import data
+from files import shuffled
 from tasks import folders, published
 from support import refuses
 
@@ -106,6 +107,7 @@ def test_labelled_test_goes_before_dev(lay):
     ({"train.csv": "label,7x7,7x8\n" + "1,0,255\n" * 20}, "columns label, 7x7, 7x8: it wants one"),
     ({"train.csv": "who,what,where,label\na,b,c,d\n"}, "columns who, what, where, label"),
     ({"train.csv": "label\nx\n"}, "it wants one named label, and a text"),
+    ({"train.csv": "id,text,label\n" + "tw_1,a film,x\n" * 20}, "has id beside text: leave it out"),
     ({"train.csv": "text,label\na,x\nb, c,x\n"}, "line 3 has 3 cells and needs 2.*a comma without"),
     ({"train.tsv": "text\tlabel\na\tx\nb\ttail\tx\n"}, "line 3 has 3 cells.*text contains a tab"),
     ({"train.csv": 'text,label\n"a,x\nb,x\n'}, "line 3 is no csv .*quotation mark left open"),
@@ -148,8 +150,8 @@ NUMBER = np.arange(12) % 3
 def test_pixels_of_arrays(tmp_path, x, want):
     np.savez(tmp_path / "mnist.npz", x_train=x, y_train=NUMBER, x_test=x, y_test=NUMBER)
     images, labels = data.load("mine", "test", str(tmp_path))
-    torch.testing.assert_close(images, torch.tensor(want).float(), atol=1e-6, rtol=0)
-    assert images.dtype == torch.float32 and labels.tolist() == NUMBER.tolist()
+    torch.testing.assert_close(images, torch.tensor(shuffled(want)).float(), atol=1e-6, rtol=0)
+    assert images.dtype == torch.float32 and labels.tolist() == shuffled(NUMBER).tolist()
 
 
 @pytest.mark.parametrize("files", [
@@ -165,7 +167,7 @@ def test_names_of_arrays_and_labels(tmp_path, files, number):
     for file, keys in files.items():
         np.savez(tmp_path / file, **{k: GREY if k[0] in "xXid" or "images" in k else number
                                      for k in keys})
-    assert data.load("mine", "test", str(tmp_path))[1].tolist() == NUMBER.tolist()
+    assert data.load("mine", "test", str(tmp_path))[1].tolist() == shuffled(NUMBER).tolist()
     assert data.classes("mine", str(tmp_path)) == 3
 
 
@@ -174,10 +176,10 @@ def test_four_npy_files_and_a_test_without_labels(tmp_path):
         np.save(tmp_path / f"x_{split}.npy", GREY[:len(y)])
         np.save(tmp_path / f"y_{split}.npy", y)
     np.save(tmp_path / "x_test.npy", GREY)
-    assert data.load("mine", "test", str(tmp_path))[1].tolist() == [0, 1, 2]
+    assert data.load("mine", "test", str(tmp_path))[1].tolist() == shuffled([0, 1, 2]).tolist()
     np.save(tmp_path / "y_test.npy", 0 * NUMBER - 1)
     published.read.cache_clear()
-    assert data.load("mine", "test", str(tmp_path))[1].tolist() == [0, 1, 2]
+    assert data.load("mine", "test", str(tmp_path))[1].tolist() == shuffled([0, 1, 2]).tolist()
 
 
 WHOLE = {"x_train": GREY, "y_train": NUMBER, "x_test": GREY, "y_test": NUMBER}
@@ -213,3 +215,14 @@ def test_damaged_arrays_are_refused(tmp_path):
                     whole.replace(b"'descr'", b"'d:scr'"), whole.replace(b"NUMPY", b"NUMPI")):
         (tmp_path / "all.npz").write_bytes(content)
         refuses("all.npz cannot be used", folders.read, folders.arrays, str(tmp_path))
+
+
+def test_a_second_held_out_file_is_val(lay):
+    """test.csv and valid.csv: both are used, and train keeps all but calib."""
+    lines = lambda *texts: "text,label\n" + "".join(f"{t},{'xy'[i % 2]}\n"
+                                                    for i, t in enumerate(texts))
+    folder = lay({"train.csv": lines(*map(str, range(20))), "test.csv": lines("a", "b"),
+                  "valid.csv": lines("c", "d", "e")})
+    held = {split: sorted(texts(folder, split)[0]) for split in ("test", "val")}
+    assert held == {"test": ["a", "b"], "val": ["c", "d", "e"]}
+    assert len(texts(folder, "train")[0]) == 18
