@@ -175,7 +175,7 @@ def arguments():
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the adapter")
     add("--init", metavar="FOLDER", type=os.path.abspath, help="start from a LoRA saved by PEFT")
     add("--quantize", choices=["nf4"], help="store the frozen weights in 4 bits")
-    add("--steps", type=int, help="optimizer steps (default: 200)")
+    add("--steps", type=int, help="optimizer steps, for each task of --joint (default: 200)")
     add("--epochs", type=int, help="instead of --steps: passes over the training examples")
     add("--batch", type=int, default=32)
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="sgd has momentum 0.9")
