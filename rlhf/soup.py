@@ -23,7 +23,7 @@ PROMPTS = 2000                                   # of test; the points of a fron
 
 @torch.no_grad()
 def rewards_of(model):
-    """{reward: its true mean} of what a policy writes on the prompts of test."""
+    """{reward: its true mean} of what a policy writes on the prompts of test, at temperature 1."""
     seed = SEEDS["test"]
     generator, start = torch.Generator().manual_seed(seed), prompts(model, PROMPTS, seed)
     ids = sample(model, model, start, LENGTH, generator=generator)
