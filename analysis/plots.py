@@ -114,7 +114,7 @@ def bars(heights, names, y_label, title, caption, path, bottom=0.0):
         x = [j + (i - (len(heights) - 1) / 2) * width for j in range(len(names))]
         axes.bar(x, [statistics.fmean(values) - bottom for values in groups], width, bottom,
                  label=label, color=COLOURS[i % len(COLOURS)])
-        axes.vlines(x, list(map(min, groups)), list(map(max, groups)), color="black", linewidth=1)
+        axes.vlines(x, list(map(min, groups)), list(map(max, groups)), color="0.5", linewidth=1.5)
     axes.set_xticks(range(len(names)), names), axes.axhline(bottom, color="black", linewidth=0.8)
     axes.grid(axis="y", alpha=0.3), axes.set_axisbelow(True), axes.legend(fontsize=9)
     save(figure, axes, "", y_label, title, caption, path)
