@@ -46,7 +46,7 @@ def arguments():
     add("--beta", default="0.3", metavar="B,...", help="0 forgets the anchor, 1 stays at it")
     add("--steps", type=int, default=100, help="of the policy")
     add("--batch", type=int, default=64)
-    add("--lr", type=float, help="default: a third of the adapter's own")
+    add("--lr", type=float, help="default: the adapter's own")
     add("--temperature", type=float, default=1.0)
     add("--seed", type=int, default=0)
     add("--out", default="runs/{model}-{adapter}-{reward}-b{beta}-s{seed}")
@@ -92,7 +92,7 @@ def setting_of(args, beta):
             "targets": cls.targets if args.targets is None else args.targets,
             "model": os.path.abspath(args.model) if path else args.model, "pairs": args.pairs,
             "reward_steps": args.reward_steps, "beta": beta, "steps": args.steps,
-            "batch": args.batch, "lr": cls.lr[reading] / 3 if args.lr is None else args.lr,
+            "batch": args.batch, "lr": cls.lr[reading] if args.lr is None else args.lr,
             "temperature": args.temperature, "seed": args.seed,
             "quantize": None, "size": None, "random_weights": False, "dtype": "float32"}
 
