@@ -27,11 +27,10 @@ from rules.fisher import log_traces
 @instrument
 def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size=6,
             lams=(0.1, 0.2, 0.3, 0.5, 1.0)):
-    """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, by at most
-    `per_size` of the subsets; scored on test.
+    """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, scored on test.
 
-    All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed. The average has
-    no lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
+    All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed; as many choose
+    lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
     """
     single = {n: a.score(a.only([n]), n, "test") for n in a.names}
     every = {K: list(itertools.combinations(a.names, K)) for K in range(2, len(a.names) + 1)}

@@ -5,10 +5,9 @@
     python -m bench.claims
 
 An effect is the difference of two numbers of one seed: its mean ± standard deviation over the
-seeds. A claim is *confirmed* where every seed agrees and the mean is at least .005, of accuracies,
-shares and losses alike, *contradicted* where every seed says the opposite by as much, and else *not
-seen*. Training losses are compared task by task, at one learning rate and one seed: there the eight
-tasks stand for seeds.
+seeds. A claim is *confirmed* where every seed agrees and the mean is at least .005 (losses too),
+*contradicted* where every seed says the opposite by as much, and else *not seen*. Training losses
+are compared task by task, at one learning rate and one seed: there the eight tasks stand for seeds.
 """
 
 import argparse
@@ -139,7 +138,7 @@ def linearized(folder):
     for claim, number in DIFFERS:
         ours, theirs = (looked(folder, kind, "disentangle", "disentangle", number)
                         for kind in ("l_lora.model", "lora"))
-        yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), *"----"]
+        yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), *["-"] * 4]
 
 
 def better(folder):

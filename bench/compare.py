@@ -143,11 +143,12 @@ def row(args, adapter, times):
     """One line of the table; rank is the largest that the change of a layer can have."""
     cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
     arxiv = re.search(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__.partition("\n\n")[0])
-    scores = [[rows[name]["absolute"] for rows in merged(args, adapter, rate).values()]
+    seeds, trained = merged(args, adapter, rate).values(), results(args, adapter, rate, 0)
+    scores = [[rows[name]["absolute"] for rows in seeds]
               for name in ("single", "average", "task_arithmetic")]
-    encoder, (one, *_) = encoders.load(args.model), results(args, adapter, rate, 0)
+    encoder = encoders.load(args.model)
     lora.inject(encoder, adapter, generator=torch.Generator())
-    return [adapter, arxiv.group() if arxiv else "-", f"{one['trainable']:,}",
+    return [adapter, arxiv.group() if arxiv else "-", f"{trained[0]['trainable']:,}",
             max(layer.rank_bound() for layer in lora.adapters(encoder).values()), f"{rate:g}",
             *(f"{statistics.fmean(s):.3f} ± {statistics.stdev(s):.3f}" for s in scores),
             f"{times[adapter]:.2f}", lines_of_code(cls)]

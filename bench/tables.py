@@ -61,10 +61,9 @@ STEPS = {
                         "disentangle --json runs/tables/disentangle-KIND.json", THREE),
     "apart": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 --analyze "
                   "unseen,corruption --json runs/tables/apart-KIND.json", THREE[:2]),
-    "forget": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze forget "
-                   "--json runs/tables/forget-KIND.json", THREE[:2]),
-    "analogy": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze analogy "
-                    "--json runs/tables/analogy-KIND.json", THREE[:2]),
+    **{name: each(f"eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze {name} "
+                  f"--json runs/tables/{name}-KIND.json", THREE[:2])
+       for name in ("forget", "analogy")},
     "text": [f"train.py --model bert {words} --steps 400 --task all --seed {seed} --resume"
              for seed in SEEDS for words in WRITTEN.values()]
     + each("eval.py runs/bert-KIND-*-s? --by seed --sweep lam=0.1,0.2,0.3,0.4,0.6,0.8,1,1.3,1.6,2 "

@@ -53,8 +53,7 @@ class ViT(nn.Module):
         if images.shape[1] != self.channels:
             images = images.mean(1, keepdim=True).expand(-1, self.channels, -1, -1)
         if images.shape[-2:] != (self.image, self.image):
-            images = F.interpolate(images, (self.image, self.image), mode="bilinear",
-                                   antialias=True)
+            images = F.interpolate(images, 2 * [self.image], mode="bilinear", antialias=True)
         x = self.patch((images - self.mean) / self.std)                          # (B, D, H/p, W/p)
         x = x.flatten(2).transpose(1, 2)                                         # (B, N, D)
         z = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.position

@@ -16,7 +16,7 @@ import merge
 import rules  # noqa: F401  (fills merge.RULES)
 from encoders.heads import accuracy, correct, features
 from errors import BadInput
-from experiment import run_folder
+from experiment import run_folder, spaces
 from experiment.measure import Peak
 from merge import RULES
 
@@ -32,13 +32,14 @@ class Tasks:
         self.single = [run for run in group if len(run_folder.tasks(run)) == 1]
         self.order = [run["setting"]["task"] for run in self.single]    # of every task vector
         self.runs = {task: run for run in self.single or group for task in run_folder.tasks(run)}
+        spaces.check_origin(group)
         for run in group:
             for other in (self.runs[t] for t in run_folder.tasks(run) if t in self.runs):
-                if differ := [k for k in ("data", "head", "limit", "model")
+                if differ := [k for k in ("data", "head", "limit")
                               if run["setting"][k] != other["setting"][k]]:
                     raise BadInput(f"{other['folder']} and {run['folder']} share a task, with "
                                    f"another --{differ[0]}: merge runs that are scored on the same "
-                                   "examples by the same head of the same model")
+                                   "examples by the same head")
         self.heads = {t: run_folder.head(run, t).to(device) for t, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
         self.at_base = {}                  # features of a linearized base, for `Mixture`
@@ -79,9 +80,13 @@ class Tasks:
         if result.route:
             sent = self.routed(result, space, split)
             return {task: statistics.fmean(hit) for task, (hit, _) in sent.items()}
+        return self.own(map(space.apply, result.models), split)
+
+    def own(self, models, split):
+        """{task: accuracy} of models, one for each run, on the run's task; of several, the mean."""
         found = {task: [] for task in self.runs}
-        for task, params in zip(self.order, result.models):
-            found[task].append(self.score(space.apply(params), split, task))
+        for task, model in zip(self.order, models):
+            found[task].append(self.score(model, split, task))
         return {task: statistics.fmean(scores) for task, scores in found.items()}
 
     def routed(self, result, space, split):
@@ -219,11 +224,7 @@ def split_joint(group):
 
 def singles(space, tasks, split, lam=1.0):
     """{task: accuracy of theta_0 + lam tau_t on its own task}, the mean of several runs on one."""
-    found = {task: [] for task in tasks.runs}
-    for task, tau in zip(tasks.order, space.taus):
-        model = space.apply(merge.add(space.base, tau, lam))
-        found[task].append(tasks.score(model, split, task))
-    return {task: statistics.fmean(scores) for task, scores in found.items()}
+    return tasks.own((space.apply(merge.add(space.base, tau, lam)) for tau in space.taus), split)
 
 
 def references(joint, space, tasks, split):

@@ -68,14 +68,21 @@ def origin(run):
     return run["base"]["sha256"], s["size"], s["model"] if s["random_weights"] else None
 
 
+def check_origin(group):
+    """Raise BadInput unless the runs start from the same point."""
+    for run in group[1:]:
+        if origin(run) != origin(group[0]):
+            raise BadInput(f"{group[0]['folder']} and {run['folder']} start from different base "
+                           "checkpoints or input sizes: task vectors only add up around the same "
+                           "point")
+
+
 def check(group, space):
     """Raise BadInput unless the runs can be merged with each other in `space`."""
+    check_origin(group)
     first = group[0]
     for run in group[1:]:
         pair = f"{first['folder']} and {run['folder']}"
-        if origin(run) != origin(first):
-            raise BadInput(f"{pair} start from different base checkpoints or input sizes: "
-                           "task vectors only add up around the same point")
         if default([run]) != default([first]):
             methods = (run_folder.method(r["setting"]) for r in (first, run))
             raise BadInput(f"{pair}: one is an edit of the weights and one is not, "

@@ -11,6 +11,7 @@ sorted order of train's labels; blanks around a label do not count, capitals do.
 import csv
 import io
 import re
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,8 +61,8 @@ def read(reader, folder):
     train = reader(folder, "train", None)
     if train is None or train.labels is None:
         raise BadInput(f"{folder} has no training data with labels: --data wants {ACCEPTED}")
-    parts = [reader(folder, split, train) for split in TESTS]
-    held = [part for part in parts if part and part.labels is not None][:2]
+    parts = (reader(folder, split, train) for split in TESTS)
+    held = [*islice((part for part in parts if part and part.labels is not None), 2)]
     if not held:
         raise BadInput(f"{folder} has training data, and none with labels that is named "
                        f"{' or '.join(TESTS)}: set some examples of train apart as test")

@@ -137,6 +137,9 @@ def test_joint_training_is_one_run_on_every_task(trained, merge_runs):
     probe = trained("--adapter", "lora", "--task", "digits,count", "--joint", "--head", "probe")
     code, _, err, _ = merge_runs([*probe, *names[1:]], "--merge", "average")
     assert code == 2 and "share a task, with another --head" in err
+    fresh = trained("--adapter", "lora", "--task", "digits,count", "--joint", "--random-weights")
+    code, _, err, _ = merge_runs([*fresh, *names[1:]], "--merge", "average")
+    assert code == 2 and "start from different base checkpoints" in err
     alone, _, _, without = merge_runs(names[1:], "--merge", "average")
     for key in ("scores", "absolute", "normalised", "share"):
         assert without["all"]["average"][key] == groups["all"]["average"][key]
