@@ -143,6 +143,9 @@ def load_task(task, setting, base):
               for name in ("train", "val", "test")}
     head = HEADS[setting["head"]](base.width, data.classes(task, setting["data"]))
     seen = inputs, _ = [part[:EXAMPLES] for part in splits["train"]]
+    if base.encode and (full := int((inputs[:, base.limit - 1:] != base.pad).sum())):
+        print(f"{task}: {full} of {len(inputs)} training texts reach {base.limit} tokens, where "
+              "texts are cut")
     if setting["head"] == "prompts":
         seen = data.prompts(task, base.encode)
     head.to(setting["device"]).fit(features(base, seen[0]), seen[1].to(setting["device"]))

@@ -6,8 +6,7 @@
 Shapes   z_t (D,) hidden state at token t of y · w (D,), b trained with the adapters, the
          backbone frozen · x the prompt, y_w the preferred and y_l the other continuation
 Differs  The usual r is read at the end token alone. Our small backbone never had to predict what
-         follows an end, so that state says nothing: after as many steps it was right on half of
-         the pairs, and the mean over the tokens on two thirds.
+         follows an end, so that state says little; we take the mean over the tokens.
 Note     only differences per prompt are learnt: r + f(x) has the same loss. `standardise` fixes
          mean 0 and standard deviation 1 on texts of the anchor, so that beta has a meaning.
 """

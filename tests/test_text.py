@@ -189,6 +189,17 @@ def test_the_first_text_task_is_the_default_and_all_means_texts(fit, tmp_path):
     assert run_folder.tasks(run_folder.load(tmp_path / "bitfit-joint-s0")) == list(written.TASKS)
 
 
+def test_train_says_how_many_texts_are_cut(fit, tmp_path):
+    rows = [f"{'a ' * (6 + i % 2)},{'yes' if i % 4 > 1 else 'no'}" for i in range(80)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]))
+    words = "--task", "films", "--data", tmp_path, "--adapter", "lora", "--limit", 1000, "--size"
+    eight, nine, ten = (fit(*words, size, "--overwrite")[1] for size in (8, 9, 10))
+    assert "films: 64 of 64 training texts reach 8 tokens, where texts are cut" in eight
+    assert 20 < int(nine.split()[1]) < 44 and "texts reach 9 tokens" in nine
+    assert "texts are cut" not in ten
+
+
 def test_a_text_run_resumes(fit, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "SAVE_EVERY", 3)
     assert fit("--adapter", "lora")[0] == 0
