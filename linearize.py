@@ -76,7 +76,7 @@ class LinearizedModel(nn.Module):
         return taylor(f, self.p0, p)
 
     def forward(self, x):
-        return self.at(trainable(self.model), x)
+        return self.at(dict(self.model.named_parameters()), x)
 
 
 class DualModel(LinearizedModel):
@@ -96,7 +96,8 @@ class DualModel(LinearizedModel):
 
     def at(self, p, x):
         for name, layer in adapters(self.model).items():
-            inside = {k: f"{name}.{k}" for k in trainable(layer)}
+            inside = {k: f"{name}.{k}" for k, _ in layer.named_parameters()
+                      if f"{name}.{k}" in self.p0}
             p0 = {k: self.p0[full] for k, full in inside.items()}
             dp = {k: p[full] - self.p0[full] for k, full in inside.items()}
             self.twin[0].get_submodule(name).along = p0, dp
@@ -171,7 +172,8 @@ class LinearizedLayer(Adapter):
 
     def expand(self, name, *args):
         """A method of the inner adapter, expanded to first order."""
-        return taylor(method(self.inner, name, *args), self.p0, trainable(self.inner))
+        return taylor(method(self.inner, name, *args), self.p0,
+                      dict(self.inner.named_parameters()))
 
     def forward(self, x):
         return self.expand("forward", x)
@@ -218,6 +220,8 @@ def adapt(encoder, adapter, reading=None, targets=None, *, generator=None, quant
         raise unknown("linearization", reading, READINGS)
     name = "lora" if adapter == "l_lora" else adapter
     closed = LAYER_FORMS.get(name) if reading == "layer" else None
+    if reading != "off" and "detach" in lora.hyperparameters(lora.find(name)):
+        hp["detach"] = False                  # of DoRA: a detached norm would have no tangent
     layers = lora.inject(encoder, closed or name, targets, generator=generator,
                          quantizer=quantizer, **hp)
     if reading == "layer" and not closed:

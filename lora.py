@@ -38,6 +38,7 @@ class Adapter(nn.Module):
     lr = {"off": 1e-3, "layer": 1e-2, "model": 1e-2}   # default learning rate per linearization
     linearize, targets = "off", "all"                  # without --linearize and --targets
     weight_edit = True                                 # False: there is no delta_weight
+    memory = ()                                        # buffers that only training reads
     share = before_training = after_backward = after_step = classmethod(lambda cls, *args: None)
 
     def __init__(self, base):

@@ -49,6 +49,7 @@ class AdaLoRA(Adapter):
     every   (10)   steps between two allocations
     """
 
+    memory = ("kept", *(f"{bar}_{p}" for p in "PQe" for bar in ("Ibar", "Ubar")))
     lr = {"off": 3e-2, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=12, target=8, alpha=16.0, gamma=0.1, beta=0.85, warmup=0.1,

@@ -35,7 +35,7 @@ class DoRA(LoRA):
 
     rank    (8)     inner dimension r, 1 <= r <= min(in, out)
     alpha   (16)    the update of the direction is scaled by alpha / rank
-    detach  (True)  no gradient through the norm n
+    detach  (True)  no gradient through the norm n; a linearization expands n, too
     """
 
     lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}

@@ -20,7 +20,7 @@ class DVoRA(VeRA):
     """Magnitude and direction trained apart, the direction by VeRA.
 
     rank    (256)   rows of the shared A
-    detach  (True)  no gradient through the norm n
+    detach  (True)  no gradient through the norm n; a linearization expands n, too
     """
 
     lr = {"off": 3e-2, "layer": 1e-2, "model": 1e-2}

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from adapters.pissa import svd
 from errors import BadInput
 from lora import LoRA, register
 
@@ -45,10 +46,10 @@ class LoRADash(LoRA):
 
     def choose_directions(self, eps=1e-6):
         """The singular pairs of W0 along which s B A is largest relative to W0."""
-        U, S, Vt = torch.linalg.svd(self.base.weight.detach(), full_matrices=False)
-        score = self.scale * ((U.T @ self.B) * (Vt @ self.A.T)).sum(1)               # (min,)
+        U, S, V = svd(self.base.weight)                              # in float32 or better
+        score = self.scale * ((U.T @ self.B.to(U)) * (V.T @ self.A.T.to(U))).sum(1)  # (min,)
         best = (score.abs() / (S + eps)).topk(len(self.c)).indices
-        self.U.copy_(U[:, best]), self.V.copy_(Vt[best].T), self.launched.fill_(True)
+        self.U.copy_(U[:, best]), self.V.copy_(V[:, best]), self.launched.fill_(True)
 
     def delta_weight(self):
         low_rank = super().delta_weight()

@@ -39,5 +39,8 @@ class LoRAFA(LoRA):
     def after_backward(cls, layers, step, total_steps):
         for layer in layers:
             if layer.project:
-                gram = layer.scale ** 2 * layer.A @ layer.A.T                        # (r, r)
-                layer.B.grad = torch.linalg.solve(gram, layer.B.grad.T).T
+                A, grad = layer.A, layer.B.grad
+                if grad.dtype == torch.bfloat16:                     # solve has none
+                    A, grad = A.float(), grad.float()
+                gram = layer.scale ** 2 * A @ A.T                                    # (r, r)
+                layer.B.grad = torch.linalg.solve(gram, grad.T).T.to(layer.B)

@@ -6,7 +6,8 @@
 
 Shapes   W0 (out, in) · A, A0 (r, in) · B, B0 (out, r)       trainable r (in + out), rank <= 2r
 Differs  W0 is kept and s B0 A0 is subtracted in the forward pass, as one product of rank 2r, not
-         by storing W_res: a saved run does not hang on the signs of an SVD.
+         by storing W_res: a saved run does not hang on the signs of an SVD. delta is formed as
+         s [(B - B0) A + B0 (A - A0)]: the difference of two large products would be mostly noise.
 Quantised  QPiSSA stores Q(W_res) and adds s B A; on a decaying spectrum its error is far below
          QLoRA's, because what is left to quantise is small.
 Trap     delta is measured against W0. Exported as plain LoRA it has rank 2r: [B, -B0] and [A; A0].
@@ -41,7 +42,6 @@ class PiSSA(LoRA):
     def __init__(self, base, *, rank=8, alpha=None, niter=0, refine=0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)
         self.refine, self.niter = refine, niter
-        self.seed = generator.initial_seed() if generator else 0
         W0 = base.weight.detach()
         self.start_at(*self.factors(W0.to(torch.promote_types(W0.dtype, torch.float32))))
 
@@ -50,7 +50,7 @@ class PiSSA(LoRA):
         rank = self.A.shape[0]
         if self.niter:
             with torch.random.fork_rng(devices=[]):     # svd_lowrank takes no generator
-                torch.manual_seed(self.seed)
+                torch.manual_seed(0)                        # a run that is loaded finds the same
                 U, S, V = torch.svd_lowrank(W, rank, self.niter)
         else:
             U, S, V = (t[..., :rank] for t in svd(W))
@@ -76,7 +76,7 @@ class PiSSA(LoRA):
     def delta_weight(self):
         if isinstance(self.base, QuantLinear):                       # the base holds the residual
             return self.scale * self.B @ self.A
-        return self.scale * (self.B @ self.A - self.B0 @ self.A0)
+        return self.scale * ((self.B - self.B0) @ self.A + self.B0 @ (self.A - self.A0))
 
     def forward(self, x):
         if isinstance(self.base, QuantLinear):

@@ -53,7 +53,7 @@ class SpA(Adapter):
         if self.steps >= self.warmup:
             flat = torch.zeros_like(self.base.weight).flatten()
             return flat.index_put((self.support,), self.values).view_as(self.base.weight)
-        if self.steps >= self.warmup - self.collect:
+        if self.steps >= self.warmup - self.collect and self.probe is not None:
             return self.probe
         return torch.zeros_like(self.base.weight)
 

@@ -22,8 +22,9 @@ def cayley(T):
 
     (I + K)^-1 (I - K) = 2 (I + K)^-1 - I
     """
-    K, identity = (T - T.mT) / 2, torch.eye(T.shape[-1], dtype=T.dtype, device=T.device)
-    return 2 * torch.linalg.inv(identity + K) - identity
+    wide = T.to(torch.promote_types(T.dtype, torch.float32))            # inv has no bfloat16
+    K, identity = (wide - wide.mT) / 2, torch.eye(T.shape[-1]).to(wide)
+    return (2 * torch.linalg.inv(identity + K) - identity).to(T.dtype)
 
 
 @register

@@ -45,8 +45,9 @@ class GPT(nn.Module):
             raise BadInput(f"texts of {T} tokens: this model takes {self.positions}")
         z = self.word(ids) + self.position.weight[:T]                                # (B, T, D)
         later = torch.ones(T, T, dtype=z.dtype, device=z.device).triu(1)
+        mask = torch.finfo(z.dtype).min * later
         for block in self.blocks:
-            z = block(z, torch.finfo(z.dtype).min * later)
+            z = block(z, mask)
         return self.norm(z)
 
     def logits(self, z):

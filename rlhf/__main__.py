@@ -11,6 +11,7 @@ preferences.py has the hidden rewards, reward.py and policy.py the equations, so
 import argparse
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def arguments():
     add("--overwrite", action="store_true", help="replace existing runs")
     add("--soup", nargs=2, metavar="RUN", help="merge two policies along the line between them")
     add("--merge", default="", metavar="RULE,...", help="with --soup: also by these rules")
-    add("--space", choices=["weight", "adapter"], default="weight", help="of --soup")
+    add("--space", choices=["weight", "adapter"], help="of --soup")
     add("--points", type=int, default=11, help="compromises of --soup, both ends counted")
     add("--plot", metavar="FOLDER", help="draw it (needs matplotlib)")
     add("--json", metavar="FILE", help="also write every number to a file")
@@ -187,7 +188,7 @@ def main():
         run_folder.write_json({"reward model": accuracy} | results, args.json)
     other = next(name for name in REWARDS if name != args.reward)
     both = [str(out_folder(args, name, args.beta[0])) for name in (args.reward, other)]
-    print(f"next: python -m rlhf --reward {other} --adapter {args.adapter}\n"
+    print(f"next: python -m rlhf {shlex.join([*sys.argv[1:], '--reward', other])}\n"
           f"then: python -m rlhf --soup {shlex.join(both)}")
 
 

@@ -22,24 +22,27 @@ PROMPTS = 2000                                   # of test; the points of a fron
 
 
 @torch.no_grad()
-def rewards_of(model):
-    """{reward: its true mean} of what a policy writes on the prompts of test, at temperature 1."""
+def rewards_of(model, gpt):
+    """{reward: its true mean} of what a policy writes on the prompts of test, at temperature 1;
+    gpt is the pretrained model."""
     seed = SEEDS["test"]
-    generator, start = torch.Generator().manual_seed(seed), prompts(model, PROMPTS, seed)
-    ids = sample(model, model, start, LENGTH, generator=generator)
-    return {name: true_reward(name, model, ids).mean().item() for name in REWARDS}
+    generator, start = torch.Generator().manual_seed(seed), prompts(gpt, PROMPTS, seed)
+    ids = sample(model, gpt, start, LENGTH, generator=generator)
+    return {name: true_reward(name, gpt, ids).mean().item() for name in REWARDS}
 
 
 def front(runs, space, points, others):
     """Print and return the rows [name, alpha, rewards ...] along the line between two runs.
 
+    space    "weight", "adapter" or None, the runs' own
     points   how many values of alpha from 0 to 1;  others   rules to merge by besides
     """
-    one = spaces.vectors(runs, space)
+    one = spaces.vectors(runs, space or spaces.default(runs))
     ways = [("interpolation", {"alpha": i / (points - 1)}) for i in range(points)]
-    rows = [["anchor", "-", *rewards_of(run_folder.base_encoder(runs[0])).values()]]
+    gpt = run_folder.base_encoder(runs[0])
+    rows = [["anchor", "-", *rewards_of(gpt, gpt).values()]]
     for rule, keywords in tqdm([*ways, *((rule, {}) for rule in others)], "soups"):
         model = one.apply(merge.RULES[rule](one.base, one.taus, **keywords))
-        rows.append([rule, keywords.get("alpha", "-"), *rewards_of(model).values()])
+        rows.append([rule, keywords.get("alpha", "-"), *rewards_of(model, gpt).values()])
     print(tables.table(["policy", "alpha", *REWARDS], rows))
     return rows

@@ -26,7 +26,8 @@ def pem(base, taus, *, signs=None, lam=1.0):
     check_length("signs", signs, taus)
     if any(s not in (1, -1) for s in signs):
         raise BadInput(f"signs {signs} must be +1 or -1; lam scales")
-    if -1 in signs and not any(k.endswith(".B") for k in base):
-        raise BadInput("pem flips the factor B and no name ends in .B: merge LoRA adapters")
+    if -1 in signs and not {"B"} <= {k.rpartition(".")[2] for k in base} <= {"A", "B"}:
+        raise BadInput("pem with -1 flips the factor B of LoRA, and these adapters have no B, or "
+                       "more than A and B: merge LoRA adapters")
     signed = [tau if s == 1 else pem_negate(tau) for s, tau in zip(signs, taus)]
     return add(base, total(signed), lam)

@@ -147,7 +147,8 @@ def moved(name, shape):
 def adapted(encoder, name, reading, away=0.2, x=torch.ones(1, 1, 28, 28).double()):
     """An encoder, linearized around a start that is `away` from the initialisation; x its input."""
     generator = torch.Generator().manual_seed(0)
-    model, _ = adapt(encoder, name, reading, generator=generator, **small(name))
+    hp = {k: v for k, v in small(name).items() if k != "detach" or reading == "off"}
+    model, _ = adapt(encoder, name, reading, generator=generator, **hp)
     layers = list(lora.adapters(encoder_of(model)).values())
     for step in (1, 2) if away else ():              # let schedules run: supports, directions
         model(x).square().sum().backward()

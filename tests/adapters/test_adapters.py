@@ -9,7 +9,7 @@ from torch.func import functional_call
 import lora
 from lora import ADAPTERS
 from support import (SHAPES, close, every_adapter, every_shape, every_weight_edit, inputs, make,
-                     moved, perturb, refuses, train_steps)
+                     moved, perturb, refuses, small, train_steps)
 
 
 @every_adapter
@@ -157,6 +157,20 @@ def test_columns_may_outnumber_the_inputs():
 def test_default_learning_rates_cover_the_readings(name):
     assert set(ADAPTERS[name].lr) <= {"off", "layer", "model"}
     assert ADAPTERS[name].linearize in ADAPTERS[name].lr
+
+
+@every_adapter
+def test_bfloat16_trains(name):
+    """Two steps with the hooks, which may need what bfloat16 lacks: inverse, SVD, solve."""
+    project = {"project": True} if name == "lora_fa" else {}
+    layer = ADAPTERS[name](nn.Linear(7, 5).bfloat16(), **small(name) | project)
+    x, target = (v.bfloat16() for v in inputs(layer))
+    for step in (1, 2):
+        F.mse_loss(layer(x), target).backward()
+        type(layer).after_backward([layer], step, 2)
+        torch.optim.SGD(layer.param_groups(0.1, 0.0)).step()
+        type(layer).after_step([layer], step, 2)
+    assert layer(x).dtype == torch.bfloat16 and layer(x).isfinite().all()
 
 
 def test_doubling_alpha_doubles_the_delta():

@@ -277,6 +277,14 @@ def test_bottleneck_runs_merge_in_adapter_space(evaluate):
     assert code == 0 and "space adapter" in out, err
 
 
+def test_partners_have_the_settings_of_the_run(trained, command):
+    out, = trained("--adapter", "lora", "--lr", 0.01, "--head", "probe")
+    code, text, err = command(evaluation.main, out, "--limit", 20)
+    line = text.splitlines()[-1]
+    for words in ("--lr 0.01", "--head probe", "--steps 6", "--batch 16", "--limit 40"):
+        assert code == 0 and words in line, (err, line)
+
+
 def test_a_bottleneck_run_names_its_partners(trained, command):
     out, = trained("--adapter", "bottleneck")
     code, text, err = command(evaluation.main, out, "--limit", 20)

@@ -1,11 +1,14 @@
 """What each paper says its method keeps, in float64 and away from the start where that matters."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import lora
 from adapters.spectral_r import cayley
+from encoders.nf4 import QuantLinear
 from errors import BadInput
 from lora import ADAPTERS
 from support import NEEDS_BIAS, inputs, make, perturb, refuses, train_steps
@@ -92,6 +95,23 @@ def test_pissa_fast_svd_is_close_and_repeatable():
     exact, fast, again = (make("pissa", SHAPE, niter=n) for n in (0, 16, 16))
     assert torch.equal(fast.A0, again.A0)
     close(fast.B0 @ fast.A0, exact.B0 @ exact.A0, atol=1e-3, rtol=0)
+
+
+def test_quantised_pissa_with_a_fast_svd_is_found_again_whatever_the_seed():
+    base, x = nn.Linear(9, 7), torch.randn(4, 9)
+    first, again = (ADAPTERS["pissa"].quantized(base, QuantLinear, rank=2, niter=1, generator=g)
+                    for g in (torch.Generator().manual_seed(5), None))
+    assert torch.equal(first(x), again(x))
+
+
+@pytest.mark.parametrize("name", ["pissa", "milora", "olora"])
+def test_a_small_change_in_float32_is_no_noise(name):
+    """Factors moved by 1e-5: the change has the rank 2r, and is that of float64 to 1e-4."""
+    layer = perturb(ADAPTERS[name](nn.Linear(60, 50), rank=3), 1e-5)
+    exact = copy.deepcopy(layer).double().delta_weight()
+    close(layer.delta_weight().double(), exact, atol=1e-4 * exact.abs().max().item(), rtol=0)
+    S = singular_values(layer.delta_weight())
+    assert S[6] < 1e-6 * S[0] < S[5]
 
 
 def test_milora_takes_the_minor_part_out():
@@ -268,6 +288,18 @@ def test_sparse_support_is_the_largest_summed_squares_and_stays(name):
     assert (sparse[support] != 0).all()
     sparse[support] = 0
     assert sparse.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("name", ["spa", "rosa"])
+def test_weights_kept_from_the_steps_of_the_probe_are_a_model(name):
+    """--keep best may go back to a step at which dL/dW0 was still collected."""
+    warmup = {"warmup": 2} if name == "rosa" else {}
+    layer = make(name, SHAPE, collect=1, **warmup)
+    start = copy.deepcopy(layer.state_dict())
+    train_steps(layer, 3)
+    layer.load_state_dict(start | {"steps": torch.tensor(1 if warmup else 0)})
+    x, _ = inputs(layer)
+    close(layer(x), layer.base(x))
 
 
 def test_rosa_values_get_the_gradient_of_their_entries():

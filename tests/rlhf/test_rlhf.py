@@ -22,11 +22,11 @@ QUICK = ["--pairs", 30, "--reward-steps", 3, "--steps", 4, "--batch", 8]
 
 @pytest.fixture(scope="session")
 def tiny_gpt(tmp_path_factory):
-    """A GPT of one block and width 16 that has seen a little English, as a checkpoint folder."""
+    """A GPT of two blocks and width 16 that has seen a little English, as a checkpoint folder."""
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpt, "ROUND", 640)
-        model, config = gpt.make(16, 1, 2)
+        model, config = gpt.make(16, 2, 2)
         gpt.pretrain(model, steps=60, lr=1e-2)
     folder = tmp_path_factory.mktemp("gpt") / "tiny"
     safetensors.write(model.state_dict(), folder / "model.safetensors")
@@ -204,7 +204,22 @@ def test_the_command_trains_policies_and_cooks_a_soup(command, tiny_gpt, tmp_pat
         close(merged.apply(soup.merge.add(merged.base, merged.taus[0]))(ids), model(ids),
               atol=1e-4, rtol=0)
         assert row[2:] == list(soup.rewards_of(merged.apply(
-            soup.merge.add(merged.base, merged.taus[0]))).values())
+            soup.merge.add(merged.base, merged.taus[0])), model).values())
+
+
+@pytest.mark.parametrize("adapter, reading", [("l_lora", "model"), ("dora", "layer"),
+                                              ("bottleneck", "model")])
+def test_linearized_policies_are_trained_and_merged(command, tiny_gpt, tmp_path, few, adapter,
+                                                    reading):
+    for name in ("friendly", "short"):
+        code, out, err = run(command, tiny_gpt, tmp_path, "--adapter", adapter, "--linearize",
+                             reading, "--reward", name)
+        assert code == 0, err
+    words = out.splitlines()[-2].split()
+    assert words[:4] == ["next:", "python", "-m", "rlhf"]            # all that was given, and
+    assert words[-4:] == ["--reward", "short", "--reward", "friendly"] and reading in words
+    code, out, err = command(rlhf.main, *out.splitlines()[-1].split()[4:], "--points", 2)
+    assert code == 0 and out.count("| interpolation") == 2, err
 
 
 def test_the_same_seed_gives_the_same_bits_and_finished_runs_are_skipped(

@@ -59,6 +59,8 @@ def test_pem_rejects(taus, signs, told):
 def test_pem_needs_a_factor_to_flip():
     """Only where a sign is -1; without, it is a sum, of any adapters."""
     tensors = {"q.weight": t(1.0), "B": t(1.0)}
-    with pytest.raises(BadInput, match=r"no name ends in .B"):
+    with pytest.raises(BadInput, match="have no B, or more than A and B"):
         pem(tensors, [tensors], signs=[-1])
+    refuses("or more than A and B", pem, START | {"q.m": t(1.0)}, [TAU | {"q.m": t(1.0)}],
+            signs=[-1])
     assert pem(tensors, [tensors])["B"] == 2
