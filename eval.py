@@ -232,6 +232,12 @@ def arguments():
 
 def read_keys(args):
     """--set as {key: value} and --sweep as {key: values}, the keys of the rules of --merge."""
+    if not args.merge and args.set + args.sweep:
+        raise BadInput("--set and --sweep are for rules: add --merge RULE")
+    if args.lam is not None and not args.analyze:
+        raise BadInput(f"--lam is for --analyze: for rules give --set lam={args.lam:g}")
+    if args.by and not (args.merge or args.analyze):
+        raise BadInput("--by is for --merge and --analyze: add one of them")
     keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
     args.set = cli.keywords(args.set, keys, "these rules") if args.merge else {}
     swept, args.sweep = args.sweep, {}

@@ -46,6 +46,8 @@ RANK, PROCESSES = (int(os.environ.get(*v)) for v in (("RANK", 0), ("WORLD_SIZE",
 def train(setting, task, out):
     """One run, from the checkpoint to the finished folder; `task` is one, or a,b,c jointly."""
     began, folder, setting = time.time(), run_folder.partial(out), {"task": task} | setting
+    if setting["data"]:
+        setting["examples"] = {name: data.mark(name, setting["data"]) for name in task.split(",")}
     base = encoders.load(setting["model"], setting["size"], setting["random_weights"])
     base = base.to(setting["device"], getattr(torch, setting["dtype"]))
     tasks = {name: load_task(name, setting, base) for name in task.split(",")}
@@ -66,7 +68,8 @@ def train(setting, task, out):
                                   for name, (head, splits) in tasks.items()}
     if RANK == 0:
         _lock = run_folder.start_folder(folder, setting)         # held until this run ends
-    start, base_val = run_folder.state(model)[0], statistics.fmean(score(base, "val").values())
+    start, first = run_folder.state(model)[0], model if setting["init"] else base
+    base_val = statistics.fmean(score(first, "val").values())
     watch = None
     if setting["every"]:
         from experiment import early
@@ -201,6 +204,8 @@ def arguments():
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
     if args.steps and args.epochs:
         raise BadInput(f"--steps {args.steps} and --epochs {args.epochs}: give one of the two")
+    if args.resume and args.overwrite:
+        raise BadInput("--resume keeps what is finished and --overwrite replaces it: give one")
     args.steps = args.steps or (None if args.epochs else 200)
     args.trace = args.trace or args.keep == "trace"
     if not args.every and (args.trace or args.keep != "last"):

@@ -213,6 +213,7 @@ def load(folder):
         if missing := sorted(keys - (value.keys() if isinstance(value, dict) else set())):
             raise BadInput(f"{folder / 'run.json'}: its {part} lacks {', '.join(missing)}: export "
                            "the run again")
+    run["setting"] = run_folder.DEFAULTS | run["setting"]
     model_type, names = run.pop("kind"), run.pop("trained")
     want, file = settings(run["setting"]), folder / "adapter_config.json"
     counts = {k: v for k, v in want.items() if k not in HARMLESS}

@@ -27,10 +27,14 @@ def partners(run):
     """The command that trains what a single run can be merged with: the same model and adapter."""
     s, cls = run["setting"], lora.find(run["setting"]["adapter"])
     given = {"model": "vit", "size": None, "linearize": cls.linearize, "targets": cls.targets,
-             "quantize": None, "seed": 0}
+             "quantize": None, "limit": None, "steps": 200, "epochs": None, "batch": 32,
+             "optimizer": "adamw", "lr": cls.lr[s["linearize"]], "wd": 0.0, "every": None,
+             "keep": "last", "seed": 0, "dtype": "float32",
+             "head": s["head"] if s["data"] else "prompts"}
     words = ["--adapter", s["adapter"]] + ["--random-weights"] * s["random_weights"]
+    words += ["--trace"] * s["trace"]
     for key, default in given.items():
-        words += [f"--{key}", str(s[key])] if s[key] != default else []
+        words += [f"--{key}", str(s[key])] if s.get(key) not in (default, None) else []
     for key, default in lora.hyperparameters(cls).items():
         words += ["--set", f"{key}={s['hp'][key]}"] if s["hp"][key] != default else []
     return f"python train.py {shlex.join(words)} --task all --resume"

@@ -96,7 +96,7 @@ def set_tensors(model, trained, buffers, source):
 
 def refuse_other(folder):
     """BadInput unless there is nothing at `folder`, or a run of ours and nothing else."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+    if folder.is_symlink() or folder.is_mount() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder} is no folder of its own: --out FOLDER writes elsewhere")
     found = folder.iterdir() if folder.exists() else ()
     names = {path.name for path in found if not path.name.startswith(TEMPORARY)}
@@ -118,9 +118,11 @@ def is_open(out, setting, resume, overwrite):
     if overwrite:
         shutil.rmtree(partial(out), ignore_errors=True)
         return True
-    if out.exists():
+    if out.exists() and not (resume and partial(out).exists()):    # both: a cut short --overwrite
         if not resume:
             raise BadInput(f"{out} exists: --overwrite replaces it, --out FOLDER writes elsewhere")
+        if not (out / "result.json").exists():
+            raise BadInput(f"{out} is no finished run: remove it, or give --overwrite")
         check_same(out, setting)
         print(f"{out} is finished: skipped")
         return False
@@ -174,7 +176,8 @@ def save_progress(folder, model, optimizer, log, watch):
     """Everything the next step depends on; batches and rates are functions of the step."""
     trained, buffers = state(model)
     save_tensors({"trained": trained, "buffers": buffers, "optimizer": optimizer.state_dict(),
-                  "log": log, "kept": watch.kept if watch else {}}, folder / "resume.pt")
+                  "log": log, "kept": watch.kept if watch else {},
+                  "base": encoder_of(model).sha256}, folder / "resume.pt")
 
 
 def load_progress(folder, model, optimizer, watch):
@@ -182,7 +185,10 @@ def load_progress(folder, model, optimizer, watch):
     path = folder / "resume.pt"
     if not path.exists():
         return []
-    saved = load_tensors(path)
+    saved, base = load_tensors(path), encoder_of(model).sha256
+    if saved.get("base", base) != base:
+        raise BadInput(f"{path} was trained on another checkpoint than --model is now: "
+                       "--overwrite starts the run again")
     set_tensors(model, saved["trained"], saved["buffers"], path)
     optimizer.load_state_dict(saved["optimizer"])
     if watch:
@@ -283,12 +289,12 @@ def method(setting):
 def keys(runs):
     """What `value` knows of some of these runs."""
     known = [key for run in runs for key in (*run["setting"], *run["setting"]["hp"])]
-    return [key for key in dict.fromkeys(["adapter", "seed", *known]) if key != "hp"]
+    return [k for k in dict.fromkeys(["adapter", "seed", *known]) if k not in ("hp", "examples")]
 
 
 def value(run, key):
-    """A setting of a run, or a key of its adapter, to group by; None where it has none."""
-    found = (run["setting"]["hp"] | run["setting"]).get(key)
+    """A key of its adapter or a setting of a run, to group by; None where it has none."""
+    found = (run["setting"] | run["setting"]["hp"]).get(key)
     return str(found) if isinstance(found, list) else found
 
 

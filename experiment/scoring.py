@@ -49,7 +49,10 @@ class Tasks:
     def data(self, split, task):
         """(inputs, labels) of a split, read and encoded once."""
         if (split, task) not in self.loaded:
-            s = self.runs[task]["setting"]
+            s, folder = self.runs[task]["setting"], self.runs[task]["folder"]
+            if "examples" in s and s["examples"][task] != data.mark(task, s["data"]):
+                raise BadInput(f"{folder} was trained on other examples than {s['data']} has now: "
+                               "put the old ones back, or train it again")
             self.loaded[split, task] = data.load(task, split, s["data"], self.limit or s["limit"],
                                                  self.encode)
         return self.loaded[split, task]
@@ -219,6 +222,11 @@ def split_joint(group):
         (joint if len(run_folder.tasks(run)) > 1 else single).append(run)
     if len(single) < 2:
         raise BadInput("merging takes two runs or more: give at least two run folders")
+    if len(joint) > 1:
+        raise BadInput(f"{joint[0]['folder']} and {joint[1]['folder']} are joint runs: give one")
+    for run in joint:
+        if missing := {s["setting"]["task"] for s in single} - {*run_folder.tasks(run)}:
+            raise BadInput(f"{run['folder']} was not trained on {min(missing)}: leave it out")
     return joint, single
 
 
@@ -230,7 +238,7 @@ def singles(space, tasks, split, lam=1.0):
 def references(joint, space, tasks, split):
     """The rows that no rule makes: {"base", "single", "joint": {"scores": {task: acc}}}.
 
-    joint   runs on several tasks at once, which are not merged; of several, the last is the row
+    joint   no run, or one on several tasks at once, which is not merged
     """
     rows = {"base": {"scores": tasks.scores(space.apply(space.base), split)},
             "single": {"scores": singles(space, tasks, split)}}

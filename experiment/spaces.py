@@ -98,28 +98,40 @@ def check(group, space):
             raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
                            "the same adapter, rank and alpha; --space weight merges any")
         theirs = run["start"] | run["buffers"]
+        memory = lora.find(first["setting"]["adapter"]).memory
         for k, v in (first["start"] | first["buffers"]).items():
-            if not torch.equal(v, theirs[k]):
-                raise BadInput(f"{pair} start from different {k}: "
-                               "train with the same --seed, or merge with --space weight")
+            if k.rpartition(".")[2] not in memory and not torch.equal(v, theirs[k]):
+                raise BadInput(f"{pair} have different {k}: train with the same --seed, or merge "
+                               "with --space weight if training chose it")
     if space == "weight" and default(group) == "adapter":
         raise lora.NotMergeable(f"{run_folder.method(first['setting'])} is not an edit of the "
                                 "weights: merge it with --space adapter")
 
 
 def weight_space(group, encoder):
-    """Dense deltas of every adapted layer; a bias only some runs train is zero in the others."""
-    taus = []
+    """Dense deltas of every adapted layer; a bias only some runs train is zero in the others.
+
+    Quantisation changes W0 before training. Where it does so alike in all runs, its error belongs
+    to the base, and not to every task vector.
+    """
+    taus, errors = [], []
     for run in group:
         model = run_folder.rebuild(run, copy.deepcopy(encoder))
-        taus.append(lora.deltas(model))
-        if run["setting"]["quantize"]:               # count the quantisation into the task vector
-            for name, layer in lora.adapters(model).items():
-                W0 = encoder.get_parameter(f"{name}.weight").detach()
-                taus[-1][f"{name}.weight"] += layer.base.weight - W0
+        tau, error = lora.deltas(model), {}
+        if run["setting"]["quantize"]:
+            run_folder.set_tensors(model, run["start"], run["buffers"], run["folder"])
+            start = lora.deltas(model)
+            tau = {k: v - start[k] for k, v in tau.items()}
+            for k, layer in ((f"{name}.weight", m) for name, m in lora.adapters(model).items()):
+                error[k] = layer.base.weight + start[k] - encoder.get_parameter(k).detach()
+        taus.append(tau), errors.append(error)
     names = sorted(set().union(*taus))
     base = {k: encoder.get_parameter(k).detach().clone() for k in names}
     taus = [{k: tau.get(k, torch.zeros_like(base[k])) for k in names} for tau in taus]
+    if all(same(error, errors[0]) for error in errors):
+        base |= {k: base[k] + v for k, v in errors[0].items()}
+    else:
+        taus = [tau | {k: tau[k] + v for k, v in error.items()} for tau, error in zip(taus, errors)]
 
     def call(params, inputs):
         return functional_call(encoder, params, (place(inputs, base[names[0]]),))
@@ -127,6 +139,11 @@ def weight_space(group, encoder):
     layers = [k for k in names if k.endswith(".weight")]
     return Space(base, taus, partial(with_weights, encoder), call,
                  partial(layer_inputs, encoder, layers), affine=False)
+
+
+def same(one, other):
+    """Whether two dicts have the same tensors."""
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def with_weights(encoder, params):

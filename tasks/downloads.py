@@ -22,11 +22,15 @@ class NotThere(BadInput):
 def fetch(url, path, sha256=None, md5=None):
     """Download `url` to `path` unless it is there already; returns the path.
 
-    sha256, md5   hex digests of the file, compared where given
+    sha256, md5   hex digests of the file, compared where given, also if it is there already
     BadInput if there is no connection, the file is cut short, or a digest differs; nothing is left.
     """
     path = Path(path)
     if path.exists():
+        for name, want in (("sha256", sha256), ("md5", md5)):
+            if want not in (None, hashlib.new(name, path.read_bytes()).hexdigest()):
+                raise BadInput(f"{path} is not the file of {url}, by its {name}: another set may "
+                               "have files of the same names, give --data a folder of its own")
         return path
     by_hand = f"or fetch it by hand and put it into {path.parent}"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from tasks.readers import class_name, numbers
 TESTS = ("test", "dev", "validation", "valid", "val")    # the first is test, the second is val
 LABELS = ("label", "labels", "class", "category", "target")              # the first that is there
 TEXTS = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question",
-         "question1", "question2")                                # of more than two columns, these
+         "question1", "question2", "text1", "text2", "answer", "passage", "query")
 X, Y = {"x", "images", "image", "data"}, {"y", "labels", "label", "targets", "target"}
 TABLE = r"\.(csv|tsv|txt)(\.gz|\.bz2)?"
 ACCEPTED = ("train.csv and test.csv (or .tsv) with a header such as text,label; train.npz and "
@@ -110,9 +110,8 @@ def text_columns(header, rows, label, source):
         found = [i for i in found if header[i] not in LABELS and "label" not in header[i]
                  and not all(number(row[i]) for _, row in rows)]
     usual = [i for i in found if header[i] in TEXTS]
-    if len(found) == 2 and len(usual) == 1:
-        other, = {*found} - {*usual}
-        raise BadInput(f"{source} has {header[other]} beside {header[usual[0]]}: leave it out, or "
+    if len(found) == 2 and len(usual) < 2:
+        raise BadInput(f"{source} has {' and '.join(header[i] for i in found)}: leave one out, or "
                        "name both texts of a pair as usual, such as sentence1,sentence2")
     found = usual if len(found) > 2 else found
     if label is None or len(found) not in (1, 2):
@@ -161,6 +160,8 @@ def arrays(folder, split, train):
                 name = words(key)
                 name |= set() if name & {"train", *TESTS} else words(path.stem)
                 what = "x" if name & X else "y" if name & Y else None
+                if what and len(name & {"train", *TESTS}) > 1:
+                    raise ValueError(f"{key or path.stem} names two splits")
                 if split in name and what in found:
                     raise ValueError(f"it has a second {what} of {split}")
                 if split in name and what:

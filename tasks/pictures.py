@@ -115,6 +115,8 @@ def pixels(x, source):
         raise BadInput(f"{source} has the shape {x.shape}: give (n, height, width), or "
                        "(n, height, width, 3) for colours")
     if x.dtype == np.uint8:
+        if x.max() <= 1:
+            raise BadInput(f"{source} is bytes from 0 to 1, where white is 255: write it as bool")
         return x
     if x.dtype.kind not in "fb" or not (x.min() >= 0 and x.max() <= 1):          # nan is neither
         span = f" from {x.min():.4g} to {x.max():.4g}" if x.dtype.kind in "fiu" else ""

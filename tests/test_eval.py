@@ -1,6 +1,7 @@
 """eval.py from the outside: which runs merge and in which space; one line for all others."""
 
 import csv
+import functools
 import json
 import os
 import pickle
@@ -45,6 +46,14 @@ def test_quantised_runs_reload_and_merge(fit, command, tmp_path, adapter):
     code, _, err = command(evaluation.main, out, tmp_path / "runs/lora-count-s0",
                            "--merge", "average", "--limit", 20)
     assert code == 0, err
+    start = run_folder.rebuild(run | {"trained": run["start"]}, run_folder.base_encoder(run))
+    mixed = spaces.vectors([run, run_folder.load(tmp_path / "runs/lora-count-s0")], "weight")
+    close = functools.partial(torch.testing.assert_close, atol=1e-6, rtol=0)
+    for name, layer in lora.adapters(start).items():   # the rounding is in the base; beside a run in
+        k, before = f"{name}.weight", layer.base.weight + layer.delta_weight()         # float in tau
+        close(base[k], before)
+        close(mixed.base[k] + mixed.taus[0][k], base[k] + taus[0][k])
+        close(mixed.base[k], run_folder.base_encoder(run).get_parameter(k))
 
 
 def test_ranks_and_kinds_merge_in_weight_space(trained, merge_runs):
@@ -94,7 +103,7 @@ def test_by_seed_reports_mean_and_spread(trained, merge_runs):
     code, out, err, groups = merge_runs(names, "--merge", "average", "--by", "seed")
     assert code == 0 and set(groups) == {"0", "1"} and " ± " in out, err
     code, _, err, _ = merge_runs(names, "--merge", "average")
-    assert code == 2 and "start from different" in err
+    assert code == 2 and "have different" in err
     more = trained("--adapter", "l_lora", "--task", "count,shapes", "--seed", 2)
     code, _, err, _ = merge_runs([*names, *more], "--merge", "average", "--by", "seed")
     assert code == 2 and "digits, shapes: some seeds of a row have it and some do not" in err
@@ -140,6 +149,11 @@ def test_joint_training_is_one_run_on_every_task(trained, merge_runs):
     fresh = trained("--adapter", "lora", "--task", "digits,count", "--joint", "--random-weights")
     code, _, err, _ = merge_runs([*fresh, *names[1:]], "--merge", "average")
     assert code == 2 and "start from different base checkpoints" in err
+    code, _, err, _ = merge_runs([*names, joint], "--merge", "average")
+    assert code == 2 and "are joint runs: give one" in err
+    code, _, err, _ = merge_runs([*names, *trained("--adapter", "lora", "--task", "shapes")],
+                                 "--merge", "average")
+    assert code == 2 and f"{joint} was not trained on shapes: leave it out" in err
     alone, _, _, without = merge_runs(names[1:], "--merge", "average")
     for key in ("scores", "absolute", "normalised", "share"):
         assert without["all"]["average"][key] == groups["all"]["average"][key]
@@ -201,6 +215,10 @@ def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
     (["--merge", "task_arithmetic", "--set", "coefficients=[1,2,3]"],
      "3 coefficients for 2 task vectors"),
     (["--merge", "average", "--by", "sed"], "unknown --by 'sed': did you mean 'seed'"),
+    (["--merge", "average", "--lam", 0.5], "--lam is for --analyze: for rules give --set lam=0.5"),
+    (["--set", "lam=1"], "--set and --sweep are for rules: add --merge RULE"),
+    (["--analyze", "cosine", "--sweep", "lam=0,1"], "--set and --sweep are for rules"),
+    (["--by", "seed"], "--by is for --merge and --analyze: add one of them"),
 ])
 def test_bad_merge_input(trained, merge_runs, words, told):
     code, _, err, _ = merge_runs(trained("--adapter", "lora") * 2, *words)
@@ -227,7 +245,7 @@ def test_runs_that_do_not_belong_together(trained, merge_runs, tmp_path):
               "adapt different layers (blocks.0.fc1"),
              (["--adapter", "l_lora"], [], "one is not, lora and l_lora.model: merge runs of one"),
              (["--rank", 3], ["--space", "adapter"], "different adapters or settings"),
-             (["--seed", 1], ["--space", "adapter"], "start from different blocks.0.q.A")]
+             (["--seed", 1], ["--space", "adapter"], "have different blocks.0.q.A")]
     for words, more, told in cases:
         second = trained("--adapter", "lora", "--task", "count", *words)
         code, _, err, _ = merge_runs(first + second, "--merge", "average", *more)
@@ -236,6 +254,19 @@ def test_runs_that_do_not_belong_together(trained, merge_runs, tmp_path):
     assert code == 2 and "is no run folder" in err
     code, _, err, _ = merge_runs(linear * 2, "--merge", "average", "--space", "weight")
     assert code == 2 and "not an edit of the weights: merge it with --space adapter" in err
+
+
+@pytest.mark.parametrize("reading", ["off", "model"])
+def test_what_only_training_reads_may_differ_in_adapter_space(trained, merge_runs, reading):
+    runs = trained("--adapter", "adalora", "--task", "digits,count", "--linearize", reading,
+                   "--rank", 6, "--set", "target=3", "--set", "every=2")
+    first, second = (run_folder.load(run)["buffers"] for run in runs)
+    assert not torch.equal(first["blocks.0.q.Ibar_e"], second["blocks.0.q.Ibar_e"])
+    code, _, err, groups = merge_runs(runs, "--merge", "average", "--space", "adapter")
+    assert code == 0 and "average" in groups["all"], err
+    code, _, err, _ = merge_runs(trained("--adapter", "spa", "--task", "digits,count"), "--merge",
+                                 "average", "--space", "adapter")
+    assert code == 2 and "have different blocks.0.q.support" in err
 
 
 def test_damaged_runs_are_refused(fit, merge_runs, tmp_path):

@@ -171,6 +171,7 @@ def test_list_commands(command):
     (["--device", "tpu9"], "--device tpu9 is not available here"),
     (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
     (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),
+    (["--resume", "--overwrite"], "--resume keeps what is finished and --overwrite replaces it"),
     (["--size", 30], "image size 30 is no multiple of the patch size 7"),
     (["--data", "nowhere", "--task", "mine"], "/nowhere is no folder"),
     (["--head", "probe", "--limit", 1], "a linear probe needs at least 2 training examples"),

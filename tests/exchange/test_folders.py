@@ -19,7 +19,7 @@ import train
 from encoders import safetensors
 from errors import BadInput
 from exchange import huggingface, peft_folder, peft_forms
-from experiment import run_folder
+from experiment import run_folder, scoring
 from files import published_clip, published_vit
 from linearize import encoder_of
 from support import EXPORTS, EXPORT_IDS, make_run, perturb, refuses, small_run
@@ -426,6 +426,9 @@ def test_training_starts_at_the_values_of_the_folder(command, tmp_path, tiny, na
     assert all(torch.equal(a, b) for a, b in zip(start, values, strict=True))
     assert all(not torch.equal(run["trained"][k], run["start"][k]) for k in run["start"])
     assert run["setting"]["init"] == str(folder)
+    model = run_folder.rebuild(run | {"trained": run["start"]}, run_folder.base_encoder(run))
+    before = scoring.Tasks([run]).scores(model, "val")
+    assert run["result"]["base_val"] == pytest.approx(before["digits"])       # of what it starts at
 
 
 REFUSED = {

@@ -1,17 +1,20 @@
 """What may be replaced or continued: runs of ours, with the same settings, by one process."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import eval as evaluation
 import train
 from experiment import run_folder
-from support import QUICK, make_run, refuses
+from support import QUICK, make_run, refuses, write_checkpoint
+from tasks import published
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +62,64 @@ def test_overwrite_replaces_a_run_and_nothing_beside_it(command, tiny, tmp_path)
     assert run_folder.load(out)["setting"]["seed"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "mine.old"]
     assert (tmp_path / "mine.old" / "thesis.txt").read_text() == "x"
+
+
+def test_resume_goes_on_with_an_overwrite_that_was_cut_short(command, tiny, tmp_path, monkeypatch):
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine"]
+    assert command(train.main, *words)[0] == 0
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "save_run", stop)
+        assert command(train.main, *words, "--overwrite", "--seed", 1)[0] == 130
+    code, out, err = command(train.main, *words, "--resume", "--seed", 1)
+    assert code == 0 and "is finished" not in out, err
+    assert run_folder.load(tmp_path / "mine")["setting"]["seed"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_without_a_result_is_not_taken_for_a_finished_run(command, tiny, tmp_path):
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine", "--resume"]
+    (tmp_path / "mine").mkdir()
+    code, _, err = command(train.main, *words)
+    assert code == 2 and "mine is no finished run: remove it, or give --overwrite" in err
+
+
+def test_an_interrupted_run_goes_on_from_its_own_checkpoint_only(command, tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "model")
+    words = ["--model", tmp_path / "model", *QUICK, "--out", tmp_path / "mine"]
+    monkeypatch.setattr(train, "SAVE_EVERY", 3)
+
+    def stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    save = run_folder.save_progress
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "save_progress", stop)
+        assert command(train.main, *words)[0] == 130
+    shutil.rmtree(tmp_path / "model")
+    write_checkpoint(tmp_path / "model", seed=1)
+    code, _, err = command(train.main, *words, "--resume")
+    assert code == 2 and "was trained on another checkpoint than --model is now" in err
+
+
+def test_a_run_knows_its_data_again(command, tiny, tmp_path):
+    x, y = np.zeros((40, 28, 28)), np.arange(40) % 3
+    write = lambda n: np.savez(tmp_path / "own.npz", x_train=x[:n], y_train=y[:n], x_test=x,
+                               y_test=y)
+    words = ["--model", tiny, *QUICK, "--out", tmp_path / "mine", "--task", "own", "--data",
+             tmp_path]
+    write(39)
+    assert command(train.main, *words)[0] == 0
+    code, _, err = command(evaluation.main, tmp_path / "mine")
+    assert code == 0, err
+    write(40)
+    published.read.cache_clear()
+    code, _, err = command(evaluation.main, tmp_path / "mine")
+    assert code == 2 and "was trained on other examples than" in err
 
 
 @pytest.mark.parametrize("other", [["--lr", 0.5], ["--rank", 2], ["--adapter", "lora"],

@@ -62,6 +62,11 @@ def test_a_file_comes_whole_and_only_once(source, target):
     assert list(target.parent.iterdir()) == [target]
     source.unlink()
     assert downloads.fetch(source.as_uri(), target) == target    # no second look at the source
+    target.write_bytes(b"of another set")
+    for kind, digest in digests.items():
+        with pytest.raises(BadInput, match=f"by its {kind}: another set may have files of the"):
+            downloads.fetch(source.as_uri(), target, **{kind: digest})
+    assert target.read_bytes() == b"of another set"
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])

@@ -50,7 +50,7 @@ def texts(folder, split="test"):
     ("csv", "text,label,label_text", ["one,1,tea", "two,0,ale"], ["one", "two"]),   # no leak
     ("csv", "target,text,label", ["tea,one,1", "ale,two,0"], ["one", "two"]),
     ("tsv", "sentence\tlabel", ['"one\ttea', "two\tale"], ['"one', "two"]),
-    ("tsv", "first\tsecond\tlabel", ["a\tb\ttea", "c\td\tale"], [("a", "b"), ("c", "d")]),
+    ("tsv", "text1\ttext2\tlabel", ["a\tb\ttea", "c\td\tale"], [("a", "b"), ("c", "d")]),
     ("tsv", "a\tb\tlabel", ["5\t5.\ttea", "c\t-7\tale"], ["5", "c"]),    # b has only numbers
     ("tsv", "label\ttext\r", ["tea\tone\r", "", "ale\t7\r"], ["one", "7"]),
     ("txt", "\ufefftext\ttarget", ["one\ttea", "two\tale"], ["one", "two"]),
@@ -107,7 +107,8 @@ def test_labelled_test_goes_before_dev(lay):
     ({"train.csv": "label,7x7,7x8\n" + "1,0,255\n" * 20}, "columns label, 7x7, 7x8: it wants one"),
     ({"train.csv": "who,what,where,label\na,b,c,d\n"}, "columns who, what, where, label"),
     ({"train.csv": "label\nx\n"}, "it wants one named label, and a text"),
-    ({"train.csv": "id,text,label\n" + "tw_1,a film,x\n" * 20}, "has id beside text: leave it out"),
+    ({"train.csv": "id,text,label\n" + "tw_1,a film,x\n" * 20}, "has id and text: leave one out"),
+    ({"train.csv": "review,sentiment,label\n" + "a film,good,1\n" * 20}, "review and sentiment: le"),
     ({"train.csv": "text,label\na,x\nb, c,x\n"}, "line 3 has 3 cells and needs 2.*a comma without"),
     ({"train.tsv": "text\tlabel\na\tx\nb\ttail\tx\n"}, "line 3 has 3 cells.*text contains a tab"),
     ({"train.csv": 'text,label\n"a,x\nb,x\n'}, "line 3 is no csv .*quotation mark left open"),
@@ -201,6 +202,8 @@ WHOLE = {"x_train": GREY, "y_train": NUMBER, "x_test": GREY, "y_test": NUMBER}
     ({"x_train": np.zeros((0, 2, 2), np.uint8), "y_train": NUMBER[:0]}, "no training data"),
     ({"y_train": NUMBER - NUMBER - 1}, "no training data with labels: --data wants"),
     ({"images_train": GREY}, "a second x of train"),
+    ({"x_train_test": GREY}, "x_train_test names two splits"),
+    ({"x_train": GREY // 255}, "x of train is bytes from 0 to 1, where white is 255"),
 ])
 def test_arrays_that_are_refused(tmp_path, change, told):
     np.savez(tmp_path / "all.npz", **WHOLE | change)
