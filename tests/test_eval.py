@@ -49,9 +49,9 @@ def test_quantised_runs_reload_and_merge(fit, command, tmp_path, adapter):
     start = run_folder.rebuild(run | {"trained": run["start"]}, run_folder.base_encoder(run))
     mixed = spaces.vectors([run, run_folder.load(tmp_path / "runs/lora-count-s0")], "weight")
     close = functools.partial(torch.testing.assert_close, atol=1e-6, rtol=0)
-    for name, layer in lora.adapters(start).items():   # the rounding is in the base; beside a run in
-        k, before = f"{name}.weight", layer.base.weight + layer.delta_weight()         # float in tau
-        close(base[k], before)
+    for name, layer in lora.adapters(start).items():   # the rounding is in the base; in tau beside
+        k = f"{name}.weight"                           # a run in float
+        close(base[k], layer.base.weight + layer.delta_weight())
         close(mixed.base[k] + mixed.taus[0][k], base[k] + taus[0][k])
         close(mixed.base[k], run_folder.base_encoder(run).get_parameter(k))
 

@@ -108,7 +108,7 @@ def test_labelled_test_goes_before_dev(lay):
     ({"train.csv": "who,what,where,label\na,b,c,d\n"}, "columns who, what, where, label"),
     ({"train.csv": "label\nx\n"}, "it wants one named label, and a text"),
     ({"train.csv": "id,text,label\n" + "tw_1,a film,x\n" * 20}, "has id and text: leave one out"),
-    ({"train.csv": "review,sentiment,label\n" + "a film,good,1\n" * 20}, "review and sentiment: le"),
+    ({"train.csv": "review,sentiment,label\n" + "a film,good,1\n" * 20}, "review and sentiment: l"),
     ({"train.csv": "text,label\na,x\nb, c,x\n"}, "line 3 has 3 cells and needs 2.*a comma without"),
     ({"train.tsv": "text\tlabel\na\tx\nb\ttail\tx\n"}, "line 3 has 3 cells.*text contains a tab"),
     ({"train.csv": 'text,label\n"a,x\nb,x\n'}, "line 3 is no csv .*quotation mark left open"),
