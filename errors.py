@@ -1,7 +1,7 @@
 """One kind of error for everything a user can get wrong, and the reader of small files.
 
-A module raises `BadInput` with one sentence that names the thing and the remedy; `train.py` and
-`eval.py` print that sentence and exit with code 2. Anything else is a bug and keeps its traceback.
+A module raises `BadInput` with one sentence that names the thing and the remedy; a command prints
+that sentence and exits with code 2 (cli.run). Anything else is a bug and keeps its traceback.
 """
 
 import difflib

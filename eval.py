@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import merge
 from errors import BadInput, unknown
 from experiment import cli, run_folder, scoring, spaces, tables

@@ -51,7 +51,7 @@ def rule(*, count=None, space=None, experts=False, streams=False):
                 vectors = list(vectors)
             if count is not None and len(vectors) != count:
                 raise BadInput(f"{checked.__name__} takes {count} task vectors, not {len(vectors)}")
-            merged = function(widen(base), vectors, **keywords)
+            merged = function(widen(base, base), vectors, **keywords)
             if experts:
                 return merged._replace(models=[narrow(model, base) for model in merged.models])
             return narrow(merged, base)
@@ -73,15 +73,15 @@ def checked_taus(base: Tensors, taus, finite):
                            f"{', '.join(differ[:5])}")
         if finite:
             check_finite(tau, f"task vector {t}")
-        yield {k: tau[k].to(torch.promote_types(v.dtype, torch.float32)) for k, v in base.items()}
+        yield widen(tau, base)
         t += 1
     if t == 0:
         raise BadInput("nothing to merge: give at least one task vector")
 
 
-def widen(tensors: Tensors) -> Tensors:
-    """Float32 or better; no copy of what is that already."""
-    return {k: v.to(torch.promote_types(v.dtype, torch.float32)) for k, v in tensors.items()}
+def widen(tensors: Tensors, base: Tensors) -> Tensors:
+    """In float32, or as the base where that is better; no copy of what is that already."""
+    return {k: tensors[k].to(torch.promote_types(v.dtype, torch.float32)) for k, v in base.items()}
 
 
 def narrow(tensors: Tensors, base: Tensors) -> Tensors:
@@ -179,9 +179,8 @@ def average(base, taus):
     """
     if isinstance(taus, list):
         return weighted_sum(base, taus, [1 / len(taus)] * len(taus))
-    mean, t = {k: torch.zeros_like(v) for k, v in base.items()}, 0
-    for tau in taus:
-        t += 1
+    mean = {k: torch.zeros_like(v) for k, v in base.items()}
+    for t, tau in enumerate(taus, 1):
         for k in mean:
             mean[k].lerp_(tau[k], 1 / t)
     return {k: mean[k].add_(v) for k, v in base.items()}

@@ -253,16 +253,6 @@ def checked_tasks(args):
     return tasks
 
 
-def out_folder(args, setting, task):
-    """runs/{model}-{adapter}-{task}-s{seed}; {adapter} names the reading: lora, l_lora.model."""
-    try:
-        return Path(args.out.format(model=Path(setting["model"]).name, task=task, seed=args.seed,
-                                    adapter=run_folder.method(setting)))
-    except (KeyError, IndexError, ValueError):
-        raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{task}} and {{seed}} "
-                       "are filled in") from None
-
-
 def main():
     """One run, or one per task."""
     args = arguments()
@@ -282,7 +272,9 @@ def main():
     names = {"joint": ",".join(tasks)} if args.joint else {task: task for task in tasks}
     if len(names) > 1 and "{task}" not in args.out:
         raise BadInput(f"--out {args.out}: with several tasks it must contain {{task}}")
-    outs = {out_folder(args, setting, name): task for name, task in names.items()}
+    model, method = Path(setting["model"]).name, run_folder.method(setting)    # l_lora.model, ...
+    outs = {cli.filled_in(args.out, model=model, adapter=method, task=name, seed=args.seed): task
+            for name, task in names.items()}
     todo = [(setting, task, out) for out, task in outs.items()
             if run_folder.is_open(out, {"task": task} | setting, args.resume, args.overwrite)]
     for _, _, out in todo:

@@ -160,8 +160,8 @@ def spectrum(a, at=(1, 2, 4, 8, 16, 32, 64, 128)):
 
 def coordinates(a, names):
     """The first tasks as a problem in their coefficients, dicts {"c": c}: base, taus and, for each
-    task, a function (params, x) -> its logits on test."""
-    def logits_of(task, params, x):
+    task, a function params -> its logits on test."""
+    def logits_of(task, params):
         c = [*params["c"].tolist(), *[0.0] * (len(a.names) - len(names))]
         return a.tasks.heads[task](a.features(c, task, "test")).cpu()
 
@@ -174,7 +174,7 @@ def disentangle(a, lams=tuple(i / 4 for i in range(-4, 9))):
     """Weight disentanglement error of the first two runs over a grid of coefficients."""
     pair = a.names[:2]
     base, taus, logits = coordinates(a, pair)
-    xi = measures.disentanglement(base, *taus, logits, [None, None], lams)
+    xi = measures.disentanglement(base, *taus, logits, lams)
     inside = [i for i, lam in enumerate(lams) if 0 <= lam <= 1]
     box = xi[inside][:, inside]
     print(f"disentanglement error of {pair[0]} and {pair[1]}: {box.mean():.3f} in the mean over "
@@ -192,7 +192,7 @@ def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
     """Sum of the two tasks' losses over the plane of the first two task vectors."""
     pair = a.names[:2]
     base, taus, logits = coordinates(a, pair)
-    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p, None), a.sample(task, "test")[1])
+    losses = [lambda p, f=f, task=task: F.cross_entropy(f(p), a.sample(task, "test")[1])
               for f, task in zip(logits, pair)]
     L = measures.landscape(base, *taus, losses, lams)
     i, j = divmod(int(L.argmin()), len(lams))
@@ -210,8 +210,8 @@ def landscape(a, lams=tuple(i / 8 for i in range(-4, 13))):
 def entropy(a, lams=(0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)):
     """Does entropy rank merged models as the loss does? Spearman over models, per task."""
     base, taus, logits = coordinates(a, a.names)
-    labelled = [(None, a.sample(task, "test")[1]) for task in a.names]
-    H, L, rho = measures.entropy_and_loss(base, taus, logits, labelled, lams).values()
+    labels = [a.sample(task, "test")[1] for task in a.names]
+    H, L, rho = measures.entropy_and_loss(base, taus, logits, labels, lams)
     print(tables.table(["Spearman of entropy and loss", *a.names], [["over lam", *rho.tolist()]]))
     if a.folder:
         plots.curves({n: sorted(zip(H[:, t].tolist(), L[:, t].tolist()))

@@ -12,10 +12,10 @@
 Task vectors and negation: arXiv:2212.04089 · weight disentanglement: arXiv:2305.12827
 Entropy as a stand-in for the loss: AdaMerging, arXiv:2310.02575
 
-Models are dicts name -> tensor, the key order does not matter; `functions[t]` is a callable
-(params, x (B, ...)) -> logits (B, C_t). Sums run in float64, tensor by tensor, so that no T x n
-stack is ever made; results are float64 on the CPU. What the dicts hold matters: the cosine of two
-LoRA factors B is not the cosine of the products B A.
+Models are dicts name -> tensor, the key order does not matter; `logits[t]` is a callable
+params -> (B, C_t), what a model says of the inputs of task t. Sums run in float64, tensor by
+tensor, so that no T x n stack is ever made; results are float64 on the CPU. What the dicts hold
+matters: the cosine of two LoRA factors B is not the cosine of the products B A.
 Differs  the axes of a landscape are tau_a and tau_b themselves. Axes between merged models, such as
          tau_a - tau_b and tau_b - tau_a, can be antiparallel: a line drawn as a plane.
 """
@@ -123,16 +123,15 @@ def plane(base, tau_a, tau_b, lams, desc):
 
 
 @torch.no_grad()
-def disentanglement(base, tau_a, tau_b, functions, inputs, lams):
+def disentanglement(base, tau_a, tau_b, logits, lams):
     """Weight disentanglement error xi, arXiv:2305.12827: (n, n) float64, rows lam_a.
 
-    functions   two callables (params, x) -> logits;  inputs   two tensors x, of tasks a and b
-    lams        n coefficients, the same for both axes
+    lams   n coefficients, the same for both axes
     The 2 n predictions of one task vector alone are made once. Outputs that add up, as those of a
     linearized model do, do not imply xi = 0: the other vector must also be silent on this task's
     inputs.
     """
-    predict = lambda t, params: functions[t](params, inputs[t]).argmax(-1)
+    predict = lambda t, params: logits[t](params).argmax(-1)
     alone = [[predict(t, add(base, tau, lam)) for lam in lams]
              for t, tau in enumerate((tau_a, tau_b))]                        # 2 x n of (B_t,)
     xi = torch.zeros(len(lams), len(lams), dtype=torch.float64)
@@ -174,20 +173,19 @@ def spearman(x, y):
 
 
 @torch.no_grad()
-def entropy_and_loss(base, taus, functions, labelled, lams):
+def entropy_and_loss(base, taus, logits, labels, lams):
     """Does entropy, which needs no labels, rank merged models as the loss does? arXiv:2310.02575
 
-    labelled   T pairs of inputs x (B, ...) and labels y (B,);  functions   T callables
-    lams       n coefficients: the models are theta_0 + lam sum_t tau_t
-    Returns {"entropy": (n, T), "loss": (n, T), "spearman": (T,)}: means over the inputs of a task,
-    and per task the rank correlation of the two over the n models.
+    labels   T tensors (B,);  lams   n coefficients: the models are theta_0 + lam sum_t tau_t
+    Returns entropy (n, T) and loss (n, T), means over the inputs of a task, and per task the rank
+    correlation of the two over the n models, (T,).
     """
     H, L, sum_of_taus = [], [], total(taus)
     for lam in tqdm(lams, desc="entropy"):
         params = add(base, sum_of_taus, lam)
-        logits = [function(params, x).double() for function, (x, _) in zip(functions, labelled)]
-        H.append([entropy(z).mean().item() for z in logits])
-        L.append([F.cross_entropy(z, y).item() for z, (_, y) in zip(logits, labelled)])
+        outputs = [f(params).double() for f in logits]
+        H.append([entropy(z).mean().item() for z in outputs])
+        L.append([F.cross_entropy(z, y).item() for z, y in zip(outputs, labels)])
     H, L = torch.tensor(H, dtype=torch.float64), torch.tensor(L, dtype=torch.float64)
     rho = [spearman(H[:, t], L[:, t]) for t in range(len(taus))]
-    return {"entropy": H, "loss": L, "spearman": torch.tensor(rho, dtype=torch.float64)}
+    return H, L, torch.tensor(rho, dtype=torch.float64)

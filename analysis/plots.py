@@ -1,4 +1,4 @@
-"""The figures that eval.py and bench draw. matplotlib is optional: without it, a line says so.
+"""The figures of eval.py, bench and rlhf. matplotlib is optional: without it, a line says so.
 
 Every figure has axes with units and a caption below that says what to see.
 """

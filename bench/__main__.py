@@ -11,7 +11,6 @@
 
 import argparse
 
-import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import lora
 import merge
 from analysis import plots

@@ -142,7 +142,7 @@ def step_times(args):
 def row(args, adapter, times):
     """One line of the table; rank is the largest that the change of a layer can have."""
     cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
-    arxiv = re.search(r"\d{4}\.\d{5}", sys.modules[cls.__module__].__doc__.partition("\n\n")[0])
+    arxiv = re.search(r"\d{4}\.\d{5}", lora.paper(cls))
     seeds, trained = merged(args, adapter, rate).values(), results(args, adapter, rate, 0)
     scores = [[rows[name]["absolute"] for rows in seeds]
               for name in ("single", "average", "task_arithmetic")]

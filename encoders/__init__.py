@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from encoders import safetensors
-from encoders.heads import place                                              # noqa: F401
 from encoders.vit import ViT                                                  # noqa: F401
 from errors import BadInput, read_json, unknown
 
@@ -44,7 +43,7 @@ def settings(path):
 
 
 def kind(name_or_folder):
-    """"image" or "text": what the model takes, without reading its weights."""
+    """"image", "text" or "continuation" (a GPT): what it is for, without reading its weights."""
     path = find(name_or_folder)
     return "image" if path.is_file() else settings(path)[0].kind
 
@@ -60,7 +59,7 @@ def encoding(name_or_folder, size=None):
 
 
 def load(name_or_folder, size=None, random_weights=False):
-    """A pretrained ViT or BERT in float32 with `name` and `sha256` of its file.
+    """A pretrained ViT, BERT or GPT in float32 with `name` and `sha256` of its file.
 
     name_or_folder   a name of checkpoints/ or of published.CHECKPOINTS; a folder of ours or of
                      Hugging Face (ViT, DeiT, DINOv2, CLIP's vision half, BERT) with its weights in

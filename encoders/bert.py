@@ -63,12 +63,12 @@ class BERT(nn.Module):
         z, real = self.hidden(ids), self.tokens(ids)[..., None]                         # (B, T, 1)
         return (z * real).sum(1) / real.sum(1).clamp(min=1)
 
-    def encode(self, texts, limit=None):
-        """Ids (n, T) of n texts or pairs; T at most `limit`, by default the model's."""
+    def encode(self, texts):
+        """Ids (n, T) of n texts or pairs, cut at the model's `limit`."""
         if self.tokenizer is None:
             raise BadInput("this text model was made without a vocabulary: load it from a folder "
                            "with vocab.txt")
-        return self.tokenizer.encode(texts, min(limit or self.limit, self.limit))
+        return self.tokenizer.encode(texts, self.limit)
 
     def read_vocabulary(self, folder):
         """Take the tokenizer of a checkpoint folder, and its ids of [PAD] and [SEP]."""

@@ -1,4 +1,4 @@
-"""The transformer block that both encoders are made of. arXiv:1706.03762, 2010.11929, eq. 2 and 3
+"""The transformer block of ViT, BERT and GPT. arXiv:1706.03762, 2010.11929, eq. 2 and 3
 
     attention   softmax(q k^T / sqrt(d) + mask) v in every head, then out
     Block       z' = z + ls1 * attention(LN1(z))         z_next = z' + ls2 * fc2(act(fc1(LN2(z'))))

@@ -1,4 +1,4 @@
-"""Forward-mode differentiation by hand, with dual numbers: what LinearizedModel computes with.
+"""Forward-mode differentiation by hand, with dual numbers: what DualModel computes with.
 
     f(z + e dz) = f(z) + e J_f(z) dz,   e^2 = 0
 

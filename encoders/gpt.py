@@ -89,10 +89,9 @@ def sample(model, head, prompts, length, *, temperature=1.0, generator=None):
     return ids
 
 
-def log_probs(logits, ids, temperature=1.0):
+def log_probs(logits, ids):
     """log p of every token but the first given those before, (B, T - 1).
 
-    logits (B, T, V) at position t - 1 predict token t; the temperature is that of `sample`.
+    logits (B, T, V) at position t - 1 predict token t.
     """
-    log_p = (logits[:, :-1] / temperature).log_softmax(-1)
-    return log_p.gather(2, ids[:, 1:, None])[..., 0]
+    return logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]

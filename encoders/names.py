@@ -64,12 +64,11 @@ def ours(tensors, source):
             name = re.sub(pattern, replacement, name)
         if UNUSED.search(name):
             continue
-        if not tensor.numel() or not tensor.ndim:    # no model has such a shape
-            out[name] = tensor
-        elif ".attn.qkv." in name:                   # rows of q, then k, then v
+        usable = tensor.ndim and tensor.numel()      # else no model has that shape
+        if usable and ".attn.qkv." in name:          # rows of q, then k, then v
             for part, rows in zip("qkv", tensor.chunk(3)):
                 out[name.replace("attn.qkv", part)] = rows
-        elif name in ("cls_token", "position"):      # CLIP's have no dimension for the batch
+        elif usable and name in ("cls_token", "position"):       # CLIP's have no batch dimension
             out[name] = tensor.reshape(1, -1, tensor.shape[-1])
         else:
             out[name] = tensor

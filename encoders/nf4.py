@@ -61,7 +61,7 @@ class QuantLinear(nn.Linear):
                              ("largest", steps[:len(largest)])):
             self.register_buffer(name, tensor)
         kept = self.block_scales()
-        safe = torch.where(kept > 0, kept, torch.ones_like(kept))[:, None]
+        safe = torch.where(kept > 0, kept, 1)[:, None]
         codes = nearest_level(blocks / safe, levels).flatten()
         codes[(largest == 0).repeat_interleave(BLOCK)] = ZERO
         self.register_buffer("codes", codes[0::2] * 16 + codes[1::2])           # two a byte

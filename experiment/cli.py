@@ -46,6 +46,15 @@ def check_place(flag, path):
                        "place") from None
 
 
+def filled_in(out, **words):
+    """The folder that --out names, with {model}, {seed} and whatever else `words` has."""
+    try:
+        return Path(out.format(**words))
+    except (KeyError, IndexError, ValueError):
+        *most, last = (f"{{{word}}}" for word in words)
+        raise BadInput(f"--out {out}: only {', '.join(most)} and {last} are filled in") from None
+
+
 def keywords(pairs, options, owner):
     """["density=0.2"] -> {"density": 0.2}, each key checked against {key: default} of `owner`."""
     out = {}

@@ -77,13 +77,15 @@ class Tasks:
                 for name in names}
 
     def score_result(self, result, space, split):
-        """{task: accuracy} of what a rule returned; of several experts on a task, their mean."""
+        """{"scores": {task: accuracy}} of what a rule returned; of experts with a router also
+        {"routed": {task: share of inputs that it sent to the task's own expert}}."""
         if not isinstance(result, merge.Experts):
-            return self.scores(space.apply(result), split)
-        if result.route:
-            sent = self.routed(result, space, split)
-            return {task: statistics.fmean(hit) for task, (hit, _) in sent.items()}
-        return self.own(map(space.apply, result.models), split)
+            return {"scores": self.scores(space.apply(result), split)}
+        if not result.route:
+            return {"scores": self.own(map(space.apply, result.models), split)}
+        sent = self.routed(result, space, split)
+        return {"scores": {task: statistics.fmean(hit) for task, (hit, _) in sent.items()},
+                "routed": {task: statistics.fmean(own) for task, (_, own) in sent.items()}}
 
     def own(self, models, split):
         """{task: accuracy} of models, one for each run, on the run's task; of several, the mean."""
@@ -182,7 +184,7 @@ def search(rule, choices, space, tasks, choose="absolute"):
                 one = RULES[rule](space.base, space.taus, **material, **rest)
             line = Mixture(space, 1, lambda c, one=one: along(space.base, one, c[0]), tasks.at_base)
         if len(choices) > 1:
-            scores = tasks.score_result(one, space, "val") if lam is None else \
+            scores = tasks.score_result(one, space, "val")["scores"] if lam is None else \
                 line.scores([lam], tasks, "val")
             curve.append((choice, mean(normalised(scores, unit))))
         if best is None or curve[-1][1] > best[0]:
@@ -198,13 +200,7 @@ def merged(rule, choices, space, tasks, split, choose="absolute"):
     result = row.pop("result")
     for model in result.models if isinstance(result, merge.Experts) else [result]:
         merge.check_finite(model, f"what {rule} merged")
-    if isinstance(result, merge.Experts) and result.route:
-        sent = tasks.routed(result, space, split)
-        row["scores"] = {t: statistics.fmean(hit) for t, (hit, _) in sent.items()}
-        row["routed"] = {t: statistics.fmean(own) for t, (_, own) in sent.items()}
-    else:
-        row["scores"] = tasks.score_result(result, space, split)
-    return result, row
+    return result, row | tasks.score_result(result, space, split)
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -6,14 +6,13 @@
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 
 import encoders
 from encoders import safetensors
-from errors import BadInput
+from errors import BadInput, read_json
 from experiment import cli, run_folder
 from pretrain import bert, gpt, vit
 
@@ -39,9 +38,7 @@ def arguments():
     args = parser.parse_args()
     cli.check_numbers(args)
     _, _, steps, width, lr, _ = MODELS[args.model]
-    args.steps = steps if args.steps is None else args.steps
-    args.width = width if args.width is None else args.width
-    args.lr = lr if args.lr is None else args.lr
+    args.steps, args.width, args.lr = args.steps or steps, args.width or width, args.lr or lr
     args.out = args.out or encoders.BUILT_IN / args.model
     if args.steps < 20:
         raise BadInput(f"--steps {args.steps}: the one-cycle schedule needs at least 20")
@@ -60,8 +57,8 @@ def check_own(folder):
     """BadInput unless a folder holds a checkpoint made here and nothing else."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     try:
-        made = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, TypeError, KeyError):
+        made = read_json(folder / "config.json", "make it again").get("model_type")
+    except BadInput:
         made = None
     if names - FILES or made not in [model_type for _, model_type, *_ in MODELS.values()]:
         raise BadInput(f"{folder} is no checkpoint made here: --out FOLDER writes elsewhere")

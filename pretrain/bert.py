@@ -251,16 +251,15 @@ def batches(rng, tokenizer, batch):
 
 def make(width, depth, heads):
     """A new BERT with its tokenizer, and its configuration."""
-    vocab = vocabulary()
-    config = dict(vocab=len(vocab), positions=POSITIONS, types=2, width=width, depth=depth,
-                  heads=heads, hidden=4 * width, pad=vocab.index("[PAD]"),
-                  sep=vocab.index("[SEP]"))
+    words = WordPiece({entry: i for i, entry in enumerate(vocabulary())})
+    config = dict(vocab=len(words.vocab), positions=POSITIONS, types=2, width=width, depth=depth,
+                  heads=heads, hidden=4 * width, pad=words.pad, sep=words.sep)
     model = BERT(**config)
-    model.tokenizer = WordPiece({entry: i for i, entry in enumerate(vocab)})
+    model.tokenizer = words
     return model, config
 
 
-def pretrain(model, *, steps=8000, batch=64, lr=5e-4, wd=0.01, seed=0):
+def pretrain(model, *, steps, lr, seed=0, batch=64, wd=0.01):
     """Both losses, batch by batch, with AdamW and a one-cycle schedule; returns the word head."""
     head, recall, tokenizer = WordHead(model), RecallHead(model), model.tokenizer
     optimizer = OneCycle([model, head, recall], steps, lr, wd)

@@ -38,27 +38,23 @@ def batches(rng, model, batch):
 
 def make(width, depth, heads):
     """A new GPT with its tokenizer, and its configuration."""
-    vocab = vocabulary()
-    config = dict(vocab=len(vocab), positions=POSITIONS, width=width, depth=depth, heads=heads,
-                  hidden=4 * width, pad=vocab.index("[PAD]"), end=vocab.index("[SEP]"))
+    words = WordPiece({entry: i for i, entry in enumerate(vocabulary())})
+    config = dict(vocab=len(words.vocab), positions=POSITIONS, width=width, depth=depth,
+                  heads=heads, hidden=4 * width, pad=words.pad, end=words.sep)
     model = GPT(**config)
-    model.tokenizer = WordPiece({entry: i for i, entry in enumerate(vocab)})
+    model.tokenizer = words
     return model, config
 
 
-def loss_of(model, ids):
-    """- log p of the tokens of ids (B, T) after the first, their mean; padding is not counted."""
-    log_p = log_probs(model.logits(model(ids)), ids)
-    return -log_p[ids[:, 1:] != model.pad].mean()
-
-
-def pretrain(model, *, steps=8000, batch=64, lr=1.5e-3, wd=0.01, seed=0):
+def pretrain(model, *, steps, lr, seed=0, batch=64, wd=0.01):
     """Next-token prediction with AdamW and a one-cycle schedule; there is no head to return."""
     optimizer = OneCycle([model], steps, lr, wd)
     source = batches(np.random.default_rng([seed, 1]), model, batch)
     bar = tqdm(range(steps), desc="pretraining", mininterval=1)
     for _ in bar:
-        loss = loss_of(model, next(source))
+        ids = next(source)
+        log_p = log_probs(model.logits(model(ids)), ids)                     # (B, T - 1)
+        loss = -log_p[ids[:, 1:] != model.pad].mean()                        # without the padding
         optimizer.descend(loss)
         bar.set_postfix(loss=f"{loss.item():.2f}", refresh=False)
 

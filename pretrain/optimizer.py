@@ -1,4 +1,4 @@
-"""The step of both pretrainings: AdamW, a one-cycle schedule, gradients clipped to norm 1."""
+"""The step of every pretraining: AdamW, a one-cycle schedule, gradients clipped to norm 1."""
 
 import torch
 

@@ -100,7 +100,7 @@ def make(width, depth, heads):
     return ViT(**config), config
 
 
-def pretrain(model, *, steps=5000, batch=128, lr=1.5e-3, wd=0.05, seed=0):
+def pretrain(model, *, steps, lr, seed=0, batch=128, wd=0.05):
     """Train model and attribute heads with AdamW and a one-cycle schedule; return the heads."""
     head = torch.nn.Linear(model.width, sum(n for n, _ in ATTRIBUTES.values()))
     optimizer = OneCycle([model, head], steps, lr, wd)

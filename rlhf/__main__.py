@@ -17,11 +17,9 @@ from pathlib import Path
 
 import torch
 
-import adapters  # noqa: F401  (fills lora.ADAPTERS)
 import encoders
 import lora
 import merge
-import rules  # noqa: F401  (fills merge.RULES)
 from errors import BadInput
 from experiment import cli, run_folder, tables
 from linearize import READINGS, adapt
@@ -100,12 +98,8 @@ def setting_of(args, beta):
 
 def out_folder(args, reward, beta):
     """runs/{model}-{adapter}-{reward}-b{beta}-s{seed}."""
-    try:
-        return Path(args.out.format(model=Path(args.model).name, adapter=args.adapter,
-                                    beta=f"{beta:g}", reward=reward, seed=args.seed))
-    except (KeyError, IndexError, ValueError):
-        raise BadInput(f"--out {args.out}: only {{model}}, {{adapter}}, {{reward}}, {{beta}} and "
-                       "{seed} are filled in") from None
+    return cli.filled_in(args.out, model=Path(args.model).name, adapter=args.adapter,
+                         reward=reward, beta=f"{beta:g}", seed=args.seed)
 
 
 def reward_model(setting, backbone, scorer):

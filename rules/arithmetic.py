@@ -72,7 +72,7 @@ def quantize_rows(tensor):
     Returns q (like tensor, int8) and s (rows, 1); a tensor of one dimension is one row, and a row
     of zeros has s = 1. |q s - x| <= s / 2.
     """
-    rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor.reshape(len(tensor), -1)
+    rows = torch.atleast_2d(tensor).flatten(1)
     scale = rows.abs().amax(1, keepdim=True) / 127
     scale = torch.where(scale == 0, 1, scale)
     q = (rows / scale).round().clamp(-127, 127).to(torch.int8)

@@ -22,7 +22,7 @@ def drop_rates(v, drop, epsilon):
     The mean over a row is `drop`; a row of one entry has no other. Of equal entries the earlier one
     ranks lower.
     """
-    rows = v.abs().reshape(1, -1) if v.ndim < 2 else v.abs().reshape(len(v), -1)
+    rows = torch.atleast_2d(v.abs()).flatten(1)
     rank = rows.argsort(dim=1, stable=True).argsort(1)
     n = rows.shape[1]
     return (drop + epsilon * (n - 1 - 2 * rank).to(v) / max(n - 1, 1)).view(v.shape)

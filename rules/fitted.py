@@ -6,9 +6,8 @@
 
 Shapes   lam (T, G) and theta(lam) as in coefficients.py
 
-Adam has one second moment per group. With one per
-coefficient, as usual, gradients of one sign are equal steps, and projecting onto the simplex undoes
-them: it would not move.
+Adam has one second moment per group here, not one per coefficient. With one each, gradients of one
+sign become equal steps, and the projection onto the simplex undoes those: lam would not move.
 """
 
 import torch

@@ -44,7 +44,7 @@ def rates(n):
     return size, w, mu, c_s, d_s, c_c, c_1, c_mu
 
 
-def cma_es(loss, n, *, budget, sigma=0.5, low, high, seed=0, start=None, inject=()):
+def cma_es(loss, n, *, budget, sigma=0.5, low, high, seed=0, inject=()):
     """Least loss(x) over the box [low, high]^n by CMA-ES, arXiv:1604.00772: (x (n,), value).
 
     sample       x_i = clip(m + sigma y_i, low, high), y_i ~ N(0, C); then y_i = (x_i - m) / sigma
@@ -54,16 +54,16 @@ def cma_es(loss, n, *, budget, sigma=0.5, low, high, seed=0, start=None, inject=
     covariance   p_c = (1 - c_c) p_c + h sqrt(c_c (2 - c_c) mu_w) y_w,   h = 0 while |p_s| is long
                  C = (1 - c_1 - c_mu) C + c_1 (p_c p_c^T + (1 - h) c_c (2 - c_c) C)
                      + c_mu sum_i w_i y_i y_i^T
-    loss is called at most `budget` times: on `start` (None: the middle of the box), on the points
-    of `inject`, then on samples; the search begins at the best of the former. All float64.
+    loss is called at most `budget` times: on the middle of the box, on the points of `inject`, then
+    on samples; the search begins at the best of the former. All float64.
     """
     if budget < 1:
         raise BadInput(f"budget {budget} allows no evaluation: take at least 1")
     size, w, mu, c_s, d_s, c_c, c_1, c_mu = rates(n)
     chi = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n * n))                # E|N(0, I)|
     generator = torch.Generator().manual_seed(seed)
-    first = [torch.full((n,), (low + high) / 2) if start is None else start, *inject][:budget]
-    x = torch.stack([torch.as_tensor(p, dtype=torch.float64) for p in first]).clamp(low, high)
+    first = [[(low + high) / 2] * n, *inject][:budget]
+    x = torch.tensor(first, dtype=torch.float64).clamp(low, high)
     values, spent, g = judged(loss, x), len(x), 0
     least, best = values.min(), x[values.argmin()]
     m, C, p_s, p_c = best, torch.eye(n).double(), best.new_zeros(n), best.new_zeros(n)
@@ -108,6 +108,6 @@ def lorahub(base, taus, *, functions, labelled, budget=40, l1=0.05, bound=1.5, s
                 for f, (x, y) in zip(functions, labelled, strict=True)]
         return torch.stack(each).mean().double() + l1 * w.abs().mean()
 
-    w, _ = cma_es(loss, T, budget=budget, low=-bound, high=bound, seed=seed, start=[0.0] * T,
+    w, _ = cma_es(loss, T, budget=budget, low=-bound, high=bound, seed=seed,
                   inject=([1 / T] * T, [0.3] * T))
     return combine(base, taus, w[:, None], index)

@@ -1,4 +1,4 @@
-"""Weight matching: which unit of one network does what unit i of another does. arXiv:2209.04836
+"""Matching units: which unit of one network does what unit i of another does. arXiv:2209.04836
 
     P = argmax_P sum_i similarity(unit i of a, unit P_i of b)        P a permutation of n units
     b stays the same function with W1, b1 -> rows P, W2 -> columns P    W1 (n, in) · W2 (out, n)
@@ -60,27 +60,19 @@ def correlation(one, two):
     return unit(one).T @ unit(two)
 
 
-def match_mlp(a, b, block, seen=None):
-    """units (n,): hidden unit units[i] of b does what unit i of a does; and how well, (n,) <= 1.
+def match_mlp(block, seen):
+    """units (n,): hidden unit units[i] of b does what unit i of a does, by the activations.
 
-    seen   pair of dicts {weight name: its inputs (rows, in)} of a and b on the same examples:
-           similarity is the correlation of the activations. None: the cosine of the weights
+    seen   pair of dicts {weight name: its inputs (rows, in)} of a and b on the same examples
     """
-    if seen is not None:
-        similarity = correlation(*(inputs[f"{block}.fc2.weight"] for inputs in seen))
-    else:
-        one, two = (torch.cat([p[f"{block}.fc1.weight"], p[f"{block}.fc1.bias"][:, None],
-                               p[f"{block}.fc2.weight"].T], 1).double() for p in (a, b))
-        similarity = F.normalize(one, dim=1) @ F.normalize(two, dim=1).T
-    units = assignment(similarity).to(similarity.device)
-    return units, similarity.gather(1, units[:, None]).flatten()
+    return assignment(correlation(*(inputs[f"{block}.fc2.weight"] for inputs in seen)))
 
 
-def match_heads(a, b, block, heads, seen=None):
+def match_heads(a, b, block, heads, seen):
     """Permutation (heads,) of whole heads by what they write: sum_i ||O_i M_i - O'_Pi M'_Pi||^2.
 
-    O (D, d) are a head's columns of out.weight; M (d, rows) its inputs to `out`, or without `seen`
-    its rows of v.weight. The product is the same in any basis within the head.
+    O (D, d) are a head's columns of out.weight, M (d, rows) its inputs to `out`. The product is the
+    same in any basis within the head.
     """
     D = a[f"{block}.out.weight"].shape[1]
     if heads < 1 or D % heads:
@@ -88,9 +80,8 @@ def match_heads(a, b, block, heads, seen=None):
                        "give the model's own number of heads")
     split = lambda x: x.double().reshape(len(x), heads, -1)                      # (rows, h, d)
     cross = lambda x, y: torch.einsum("rhd,rge->hgde", split(x), split(y))       # (h, h, d, d)
-    read = ([p[f"{block}.v.weight"].T for p in (a, b)] if seen is None else      # (in, D)
-            [inputs[f"{block}.out.weight"] for inputs in seen])                  # (rows, D)
-    write = [p[f"{block}.out.weight"] for p in (a, b)]
+    read = (inputs[f"{block}.out.weight"] for inputs in seen)                    # (rows, D)
+    write = (p[f"{block}.out.weight"] for p in (a, b))
     return assignment((cross(*write) * cross(*read)).sum((2, 3)))
 
 
@@ -138,7 +129,7 @@ def match_blocks(a, b, seen, heads=None):
 
     for block in sorted({k.rsplit(".", 2)[0] for k in b}):
         if movable(block, "fc2", UNITS):
-            b = permute(b, block, match_mlp(a, b, block, seen)[0])
+            b = permute(b, block, match_mlp(block, seen))
         if heads and movable(block, "out", HEADS):
             b = permute(b, block, heads=match_heads(a, b, block, heads, seen))
     return b

@@ -19,8 +19,7 @@ def pem_negate(tau):
 def pem(base, taus, *, signs=None, lam=1.0):
     """PEM, arXiv:2306.14870.   A = A0 + lam sum_t (A_t - A0),   B = B0 + lam sum_t s_t (B_t - B0)
 
-    signs   one s_t of +1 or -1 per task, None for all +1; -1 unlearns task t. Only B is flipped:
-            (-B)(-A) = B A, both factors negated are the adapter itself. Meant for B0 = 0.
+    signs   one s_t of +1 or -1 per task, None for all +1; -1 unlearns task t. Meant for B0 = 0.
     """
     signs = [1] * len(taus) if signs is None else list(signs)
     check_length("signs", signs, taus)

@@ -10,7 +10,7 @@ Shapes   W_t (out, in) · X_t (rows, in) the inputs of that layer · G_t (in, in
 import torch
 
 from errors import BadInput
-from merge import add, check_length, check_share, layer_of, rule
+from merge import add, check_length, check_share, layer_of, rule, total
 
 CHUNK = 64       # examples whose activations are held at a time
 
@@ -41,6 +41,28 @@ def solve(weighted, total, like):
     return torch.linalg.solve(total, weighted.mT).mT.to(like.dtype)
 
 
+def layer_by_layer(base, taus, blocks, activations, batches, examples, shrink):
+    """The merged model: block after block, each a set of names, RegMean on the inputs that it gets
+    where the blocks before are merged already and the others those of task t; else the mean."""
+    if examples < 1:
+        raise BadInput(f"examples {examples}: take at least 1")
+    if shrink:
+        check_share("shrink", shrink)
+    merged = {k: v / len(taus) for k, v in total(taus).items()}
+    done = base.keys() - set().union(*blocks)
+    for names in blocks:
+        weighted, summed = {}, {}
+        for tau, x in zip(taus, batches):
+            now = {k: base[k] + (merged[k] if k in done else tau[k]) for k in base}
+            for k, G in grams(activations, now, x[:examples], names).items():
+                g = shrunk(G, shrink)
+                weighted[k] = weighted.get(k, 0) + tau[k].double() @ g
+                summed[k] = summed.get(k, 0) + g
+        merged |= {k: solve(weighted[k], summed[k], base[k]) for k in summed}
+        done |= names
+    return add(base, merged)
+
+
 @rule(space="weight")
 def regmean(base, taus, *, activations, batches, examples=256, shrink=0.9):
     """RegMean, arXiv:2212.09849.   W = W0 + (sum_t tau_t G_t) (sum_t G_t)^-1
@@ -50,22 +72,8 @@ def regmean(base, taus, *, activations, batches, examples=256, shrink=0.9):
     Matrices that `activations` does not know, and biases, take the mean. W0 drops out of the normal
     equations, so task vectors are merged and not weights.
     """
-    if examples < 1:
-        raise BadInput(f"examples {examples}: take at least 1")
-    if shrink:
-        check_share("shrink", shrink)
-    weighted, total, mean, count = {}, {}, {k: torch.zeros_like(v) for k, v in base.items()}, 0
-    for tau, x in zip(taus, batches, strict=True):
-        count += 1
-        G = grams(activations, add(base, tau), x[:examples], base.keys())
-        for k in base:
-            mean[k] += tau[k]
-            if k in G:
-                g = shrunk(G[k], shrink)
-                weighted[k] = weighted.get(k, 0) + tau[k].double() @ g
-                total[k] = total.get(k, 0) + g
-    return {k: base[k] + (solve(weighted[k], total[k], base[k]) if k in total else mean[k] / count)
-            for k in base}
+    check_length("batches", batches, taus)
+    return layer_by_layer(base, taus, [set(base)], activations, batches, examples, shrink)
 
 
 @rule(space="weight")
@@ -75,24 +83,7 @@ def regmean_pp(base, taus, *, activations, batches, examples=64, shrink=0.9):
     Block by block in the order of the forward pass: the blocks before are merged already, so the
     inputs are those the merged block will see: one pass per block and task. Keywords of regmean.
     """
-    if examples < 1:
-        raise BadInput(f"examples {examples}: take at least 1")
-    if shrink:
-        check_share("shrink", shrink)
     check_length("batches", batches, taus)
-    merged = {k: sum(tau[k] for tau in taus) / len(taus) for k in base}
-    order = list(dict.fromkeys(map(layer_of, activations(base, batches[0][:1]))))
-    done = {k for k in base if layer_of(k) not in order}
-    for block in order:
-        names = {k for k in base if layer_of(k) == block}
-        weighted, total = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-        for tau, x in zip(taus, batches):
-            now = {k: base[k] + (merged[k] if k in done else tau[k]) for k in base}
-            for k, G in grams(activations, now, x[:examples], names).items():
-                g = shrunk(G, shrink)
-                weighted[k], total[k] = weighted[k] + tau[k].double() @ g, total[k] + g
-        for k in names:
-            if isinstance(total[k], torch.Tensor):
-                merged[k] = solve(weighted[k], total[k], base[k])
-        done |= names
-    return add(base, merged)
+    order = dict.fromkeys(map(layer_of, activations(base, batches[0][:1])))
+    blocks = [{k for k in base if layer_of(k) == block} for block in order]
+    return layer_by_layer(base, taus, blocks, activations, batches, examples, shrink)

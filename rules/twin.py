@@ -5,9 +5,9 @@
     v_t = U_k S_k V_k^T of theta_t - theta_s         what is left to task t, k = keep min(out, in)
     p   = softmax(router(features(theta_s, x)))      x (B, ...) -> p (B, T)
 
-Differs  an input takes the arg max of p, not the mixture, so that a batch falls into T groups and
-         every expert is built once; `mixture` is the equation. The router is fitted to the examples
-         given and never chosen on test accuracy. Heads stay the caller's: one per task.
+Differs  an input takes the v_t of the arg max of p, not the mixture, so that a batch falls into T
+         groups and every expert is built once. The router is fitted to the examples given and never
+         chosen on test accuracy. Heads stay the caller's: one per task.
 """
 
 import torch
@@ -27,12 +27,6 @@ def low_rank(v, keep):
     U, S, Vh = torch.linalg.svd(v.reshape(len(v), -1), full_matrices=False)
     k = max(1, round(keep * len(S)))
     return ((U[:, :k] * S[:k]) @ Vh[:k]).view(v.shape)
-
-
-def mixture(shared, exclusive, weights):
-    """theta_s + sum_t p_t v_t, the model of one input; T dicts `exclusive`, T numbers `weights`."""
-    check_length("weights", weights, exclusive)
-    return {k: v + sum(p * e[k] for p, e in zip(weights, exclusive)) for k, v in shared.items()}
 
 
 @torch.enable_grad()
@@ -78,5 +72,4 @@ def twin(base, taus, *, features, labelled, keep=0.1, lam=0.3, steps=200, hidden
         return torch.cat([features(shared, part) for part in x.split(256)])
 
     router = fit_router([look(x) for x, _ in labelled], steps, hidden, lr, seed)
-    return Experts([mixture(shared, [v], [1.0]) for v in exclusive],
-                   lambda x: router(look(x)).argmax(1))
+    return Experts([add(shared, v) for v in exclusive], lambda x: router(look(x)).argmax(1))

@@ -16,7 +16,8 @@ ERRORS = {
          "return W0.sub_(adapter(W0, None, *rest).delta_weight())", "unmerge changes W0")],
     "stage02_pissa_dora": [
         ("(S / self.scale).sqrt()", "S.sqrt()", "S_r is not divided by s"),
-        ("self.B @ self.A - self.B0", "self.B @ self.A + self.B0", "the sign of s B0 A0 is wrong"),
+        ("(self.B - self.B0) @ self.A + self.B0 @ (self.A - self.A0)",
+         "self.B @ self.A + self.B0 @ self.A0", "the sign of s B0 A0 is wrong"),
         ("self.square.sqrt())", "self.square)", "dora_start: the root is missing"),
         ("self.square + 2 * s * cross + s * s * own", "self.square", "of V, not of W0"),
         ("detach=True", "detach=False", "it goes through n, detach n"),

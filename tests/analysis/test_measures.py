@@ -132,6 +132,11 @@ def test_pca_by_hand():
 
 # ---- interference --------------------------------------------------------------------------------
 
+def on(*inputs):
+    """For each of the inputs a function params -> its logits."""
+    return [lambda params, x=x: linear(params, x) for x in inputs]
+
+
 def interference():
     """Base logits (1, 0) for x = (1, 0) and (0, 1) for x = (0, 1); tau_a moves only the first."""
     W = torch.eye(2, dtype=torch.float64)
@@ -143,7 +148,7 @@ def interference():
 def test_xi_is_zero_for_disjoint_supports():
     """Task a lives on the first input, task b on the second: each logit sees one vector only."""
     base, tau_a, tau_b, x_a, x_b = interference()
-    xi = measures.disentanglement(base, tau_a, tau_b, [linear] * 2, [x_a, x_b], [-2, 0, 0.5, 2])
+    xi = measures.disentanglement(base, tau_a, tau_b, on(x_a, x_b), [-2, 0, 0.5, 2])
     assert xi.shape == (4, 4) and not xi.any()
 
 
@@ -155,7 +160,7 @@ def test_xi_by_hand():
     base, tau_a, _, x, still = interference()
     tau_b, inputs = {"W": -tau_a["W"]}, torch.cat([x, still, still, still])
     lams = [-1.5, 0.0, 1.5]
-    xi = measures.disentanglement(base, tau_a, tau_b, [linear] * 2, [inputs, x], lams)
+    xi = measures.disentanglement(base, tau_a, tau_b, on(inputs, x), lams)
     assert xi.tolist() == [[1, 0, 0], [0.25, 0, 0], [0, 1, 0.25]] and xi.dtype == torch.float64
 
 
@@ -166,7 +171,7 @@ def test_xi_on_the_axes_leaves_one_term():
     base, tau_a, tau_b = ({"W": draw(3, 4)} for _ in range(3))
     x, zero = draw(40, 4), torch.zeros(1, 4).double()
     lams = [-1.0, 0.0, 2.0]
-    of = lambda *inputs: measures.disentanglement(base, tau_a, tau_b, [linear] * 2, inputs, lams)
+    of = lambda *inputs: measures.disentanglement(base, tau_a, tau_b, on(*inputs), lams)
     term_a, term_b = of(x, zero), of(zero, x)                         # x = 0: always class 0
     assert not term_a[:, 1].any() and not term_b[1].any()
     assert term_a[2, 2] > 0 and term_a[1, 2] > 0 and term_b[2, 2] > 0
@@ -176,8 +181,8 @@ def test_xi_on_the_axes_leaves_one_term():
 def test_the_single_predictions_are_made_once():
     base, tau_a, tau_b, x_a, x_b = interference()
     calls = []
-    counted = lambda params, x: calls.append(1) or linear(params, x)
-    measures.disentanglement(base, tau_a, tau_b, [counted] * 2, [x_a, x_b], [0, 1, 2])
+    counted = [lambda params, f=f: calls.append(1) or f(params) for f in on(x_a, x_b)]
+    measures.disentanglement(base, tau_a, tau_b, counted, [0, 1, 2])
     assert len(calls) == 2 * 3 + 2 * 3 ** 2
 
 
@@ -209,12 +214,10 @@ def test_entropy_and_loss_of_right_and_wrong_labels():
     """Larger lam, surer logits (0, lam): less entropy and, where labels are right, less loss."""
     base, tau = {"W": torch.zeros(2, 2)}, {"W": torch.tensor([[0.0, 0.0], [0.5, 0.0]])}
     x, right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([1]), torch.tensor([0])
-    out = measures.entropy_and_loss(base, [tau, tau], [linear, linear], [(x, right), (x, wrong)],
-                                    [0, 1, 3])
-    assert out["spearman"].tolist() == pytest.approx([1, -1])
+    H, L, rho = measures.entropy_and_loss(base, [tau, tau], on(x, x), [right, wrong], [0, 1, 3])
+    assert rho.tolist() == pytest.approx([1, -1])
     softplus = lambda v: math.log1p(math.exp(v))
-    close(out["loss"], torch.tensor([[softplus(-v), softplus(v)] for v in (0, 1, 3)]).double())
+    close(L, torch.tensor([[softplus(-v), softplus(v)] for v in (0, 1, 3)]).double())
     p = 1 / (1 + math.exp(-3))
-    assert out["entropy"].shape == (3, 2) and out["entropy"].dtype == torch.float64
-    assert out["entropy"][2, 0].item() == pytest.approx(-p * math.log(p)
-                                                        - (1 - p) * math.log(1 - p))
+    assert H.shape == (3, 2) and H.dtype == torch.float64
+    assert H[2, 0].item() == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p))

@@ -50,13 +50,13 @@ def test_search_by_either_score(group, monkeypatch, choose, best):
 def test_experts_are_scored_on_their_own_task_or_where_the_router_sends(group):
     _, space, tasks = group
     models = [merge.add(space.base, tau) for tau in space.taus]
-    own = tasks.score_result(merge.Experts(models), space, "test")
+    own = tasks.score_result(merge.Experts(models), space, "test")["scores"]
     for name, model in zip(tasks.order, models):
         assert own[name] == tasks.score(space.apply(model), "test", name)
     to_second = merge.Experts(models, lambda x: torch.ones(len(x), dtype=torch.int64))
     sent = tasks.routed(to_second, space, "test")
     assert [sum(own) for _, own in sent.values()] == [0, 40]
-    routed = tasks.score_result(to_second, space, "test")
+    routed = tasks.score_result(to_second, space, "test")["scores"]
     assert routed == pytest.approx(tasks.scores(space.apply(models[1]), "test"))
 
 
@@ -69,7 +69,7 @@ def test_several_runs_on_a_task_count_as_their_mean(group):
     models = [merge.add(space.base, tau) for tau in space.taus]
     experts = merge.Experts([space.base, models[1], models[0]])
     names = [run["setting"]["task"] for run in (one, other)]
-    found = tasks.score_result(experts, space, "val")
+    found = tasks.score_result(experts, space, "val")["scores"]
     score = lambda params, task: tasks.score(space.apply(params), "val", task)
     ends = [score(params, names[0]) for params in (space.base, models[0])]
     assert ends[0] != ends[1] and found[names[0]] == sum(ends) / 2

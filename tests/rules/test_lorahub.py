@@ -56,11 +56,10 @@ def test_cma_es_is_seeded_and_takes_its_start_from_the_best_candidate():
     loss = lambda x: (x - 0.4).square().sum()
     run = lambda seed, **more: cma_es(loss, 2, budget=9, low=-1, high=1, seed=seed, **more)
     assert torch.equal(run(3)[0], run(3)[0]) and not torch.equal(run(3)[0], run(4)[0])
-    x, value = run(0, start=[1.0, 1], inject=[[0.4, 0.4], [0.0, 0]])
+    x, value = run(0, inject=[[1.0, 1], [0.4, 0.4]])
     assert x.tolist() == [0.4, 0.4] and value == 0
     assert cma_es(loss, 2, budget=1, low=-1, high=0)[0].tolist() == [-0.5, -0.5]   # middle
-    near, _ = cma_es(loss, 2, budget=9, low=-1, high=1, start=[1.0, 1], inject=[[0.5, 0.5]],
-                     sigma=1e-3)
+    near, _ = cma_es(loss, 2, budget=9, low=-1, high=1, inject=[[0.5, 0.5]], sigma=1e-3)
     assert (near - 0.5).abs().max() < 0.01
 
 
@@ -75,7 +74,7 @@ def test_cma_es_only_ranks():
 
 def test_cma_es_never_prefers_nan():
     x, value = cma_es(lambda x: x[0] if x[0] > 0 else x[0] * float("nan"), 1, budget=60, low=-1,
-                      high=1, start=[0.9])
+                      high=1, inject=[[0.9]])
     assert 0 < value < 0.1 and value == x.item()
 
 
@@ -142,7 +141,7 @@ def test_cma_es_on_a_line_is_its_equations(slope):
     low, high, seed, sigma = -1e9, 1e9, 3, 0.5
     seen, draws = [], torch.Generator().manual_seed(seed)
     cma_es(lambda x: seen.append(x.item()) or slope * x.item(), 1, budget=1 + 4 * 12, low=low,
-           high=high, seed=seed, sigma=sigma, start=[0.0])
+           high=high, seed=seed, sigma=sigma)
     size, w, mu, c_s, d_s, c_c, c_1, c_mu = lorahub.rates(1)
     w1, w2 = w.tolist()
     chi, m, C, p_s, p_c, short = 1 - 1 / 4 + 1 / 21, 0.0, 1.0, 0.0, 0.0, []

@@ -46,14 +46,6 @@ def test_twin_truncates_what_is_left_beside_the_shared_part_and_no_vector():
         close(model["b"], base["b"] + tau["b"])
 
 
-def test_mixture_of_one_is_that_task_and_the_uniform_one_adds_the_mean():
-    shared, (a, b, c) = twin_problem()[:2]
-    same(twin.mixture(shared, [a, b, c], [0, 1, 0]), {k: shared[k] + b[k] for k in b})
-    same(twin.mixture(shared, [a, b, c], [1 / 3] * 3),
-         {k: shared[k] + (a[k] + b[k] + c[k]) / 3 for k in a})
-    refuses("2 weights for 3", twin.mixture, shared, [a, b, c], [0.5, 0.5])
-
-
 def test_twin_routes_separable_inputs_to_their_task():
     base, taus, data = twin_problem()
     route = RULES["twin"](base, taus, steps=100, **data).route
