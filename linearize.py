@@ -102,7 +102,7 @@ class DualModel(LinearizedModel):
             dp = {k: p[full] - self.p0[full] for k, full in inside.items()}
             self.twin[0].get_submodule(name).along = p0, dp
         y = self.twin[0](x)
-        for name in adapters(self.model):      # they hold the graph: a copy of the model could not
+        for name in adapters(self.model):      # a model that holds a graph cannot be copied
             self.twin[0].get_submodule(name).along = None
         return y.z + y.dz
 

@@ -40,8 +40,8 @@ def rule(*, count=None, space=None, experts=False, streams=False):
     streams  the rule is a weighted sum and walks through taus once, so a generator will do
 
     Inputs are never changed. `lam` scales the whole merged task vector: merged(lam) = base + lam
-    (merged(1) - base). A NaN survives a sum and shows in the result; a comparison drops it in
-    silence, so all other rules look for it before they start.
+    (merged(1) - base). A rule that only sums carries a NaN into its result, where it is found. A
+    rule that compares would lose it, so its inputs are checked before it starts.
     """
     def register(function):
         @functools.wraps(function)

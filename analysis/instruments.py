@@ -74,8 +74,8 @@ class Analysis:
 
 
 class Subset:
-    """The runs `members` of an Analysis, merged by a rule: once, at lam = 1, except the average and
-    task arithmetic, which are coefficients of the whole group."""
+    """The runs `members` of an Analysis, merged by a rule. The average and task arithmetic are
+    coefficients of the whole group; any other rule runs once, at lam = 1, and is scaled."""
 
     def __init__(self, a, rule, members):
         self.a, self.rule, self.members, self.line = a, rule, members, None

@@ -30,7 +30,8 @@ def subsets(a, rules=("average", "task_arithmetic", "ties", "lorahub"), per_size
     """Merging K tasks, K = 2 .. T, by four rules: lam chosen on val for each K, scored on test.
 
     All pairs; of larger sizes at most `per_size` subsets, drawn with a fixed seed; as many choose
-    lam. `rules` may name any of RULES; one that learns from examples does so on every subset.
+    lam. `rules` may name any that makes one model of any number of tasks; one that learns from
+    examples does so on every subset.
     """
     single = {n: a.score(a.only([n]), n, "test") for n in a.names}
     every = {K: list(itertools.combinations(a.names, K)) for K in range(2, len(a.names) + 1)}

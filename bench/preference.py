@@ -49,7 +49,7 @@ class Tuner:
         return reward.bradley_terry(self.judge.score(self.preferred), self.judge.score(self.other))
 
     def policy_loss(self):
-        """REINFORCE on the preferred texts, for its memory alone."""
+        """REINFORCE on the preferred texts, for its memory alone, without that of V."""
         log_p = log_probs(self.policy.logits(self.preferred), self.preferred)
         return policy.surrogate(log_p, log_p, self.policy.written(self.preferred))
 

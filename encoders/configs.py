@@ -4,8 +4,8 @@
     published   Hugging Face's ViT, DeiT, DINOv2, CLIP and BERT: KEYS are the keys we read, DEFAULTS
                 what transformers takes where a file leaves one out
 
-A key of DEFAULTS that we do not read must have the value there: we compute with no other. A key
-that is nowhere on this page must be empty, for it may change what the model computes.
+A key of DEFAULTS that is not in KEYS must have its default: we cannot compute with another value.
+A key that this file does not name must be empty, for it may change what the model computes.
 """
 
 import inspect

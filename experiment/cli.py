@@ -82,6 +82,8 @@ def keywords(pairs, options, owner):
 def in_reach(value, source):
     """The value; BadInput if it is a number that is not finite, beyond 1e6, or a negative count."""
     for v in value if isinstance(value, (list, tuple)) else ():
+        if not isinstance(v, (int, float)):
+            raise BadInput(f"{source}: give a list of numbers")
         in_reach(float(v), source)
     if isinstance(value, float) and not abs(value) <= 1e6:
         raise BadInput(f"{source}: give a number between -1e6 and 1e6")

@@ -5,7 +5,7 @@
     trace   of the step with the largest log tr F,   F the Fisher information of the trained
             parameters, on the first EXAMPLES inputs of train (rules/fisher.py)
 
-Of equal steps the first. Of several tasks both are means over the tasks.
+Of equal steps the first is kept. With several tasks, accuracy and log tr F are means over them.
 Differs  the run goes on to its last step, so that its log shows what stopping there would miss.
 """
 

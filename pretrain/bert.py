@@ -2,9 +2,9 @@
 arXiv:1810.04805
 
     loss = cross entropy of the hidden words,  logits = LN(gelu(W z_t + c)) E^T + b
-    mask     z = encoder(a text), a fifth of its words hidden         two batches in three
+    mask     z = encoder(a text), a fifth of its words hidden         three batches in four
     recall   z = z' + MLP([z'; f]),  z' = encoder(second sentence), two fifths hidden,
-             f = feature of the first sentence, (D,)                  one in three
+             f = feature of the first sentence, (D,)                  one in four
 
 E (V, D) is the encoder's own word embedding; the heads are thrown away. Of the hidden words 80 %
 become [MASK], 10 % another word, 10 % stay as they are.

@@ -4,7 +4,8 @@
 
 A scene is one symbol (40 random glyphs or 8 shapes) with dots and sometimes a small companion, on a
 weak texture. Digits, letters and arrows are never drawn. The attribute heads are thrown away; the
-encoder is what the eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune.
+encoder is what the eight tasks of drawn.py fine-tune, as CLIP is what the papers fine-tune. Discs
+and rings have a rotation that nobody can see: they are 4 % of the scenes, and noise to that head.
 """
 
 import numpy as np

@@ -6,9 +6,10 @@ REINFORCE with a baseline, Williams (1992)
     loss     = - E sum_t (R - V_t) log pi(y_t | x, y_<t)
     V_t      = V(x, y_<t), trained by E (V_t - R)^2
 
-The gradient of the loss is that of -J: the derivative of the log pi inside R has mean zero, and so
-has that of what V_t, which does not see y_t, takes away. Without a model the optimum is
-pi* ~ anchor exp((1 - beta) / beta r); beta = 1 stays at the anchor, beta = 0 forgets it.
+The gradient of the loss is that of -J. Two terms drop out, because their mean is zero: the
+derivative of log pi inside R, and the part with V_t, since V_t does not see y_t. Without a model
+the optimum is pi* ~ anchor exp((1 - beta) / beta r). At beta = 1 it is the anchor, and at beta = 0
+the anchor counts for nothing.
 
 The anchor is the pretrained model itself. Policy, reward and value are adapters on its frozen
 tensors (lora.twin), so there is one backbone and no copy. Adapters that start from a part of W0
@@ -66,7 +67,7 @@ class Policy:
         return mask
 
     def rewards(self, scorer, ids):
-        """r (B,) of a reward model, and the least one there is for texts without an end."""
+        """r (B,) of a reward model, and UNFINISHED for texts without an end."""
         finished = (ids == self.backbone.end).any(1)
         return torch.where(finished, scorer.score(ids), torch.tensor(UNFINISHED))
 

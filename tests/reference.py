@@ -1,7 +1,7 @@
 """A Vision Transformer and a BERT in numpy that read Hugging Face names, written from the papers.
 
-Independent of models.py and weights.py: float64, loops over heads, its own safetensors parsing.
-Used to check what models.load makes of a published checkpoint.
+Independent of encoders/: float64, loops over heads, its own safetensors parsing. Used to check what
+encoders.load makes of a published checkpoint.
 """
 
 import json

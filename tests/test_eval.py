@@ -208,6 +208,7 @@ def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
     (["--merge", "regmean", "--set", "examples=-3"], "give a whole number of 0 or more"),
     (["--merge", "fitted", "--sweep", "steps=2,3.5"], "steps takes whole numbers"),
     (["--merge", "pleas", "--set", "heads=x"], "heads takes a number or a list"),
+    (["--merge", "task_arithmetic", "--set", "coefficients=['a', [1]]"], "give a list of numbers"),
     (["--merge", "task_arithmetic", "--set", "coefficients=0.5"], "0.5 as coefficients for 2"),
     (["--merge", "analogy"], "analogy takes 3 runs and got 2"),
     (["--merge", "tsv", "--space", "adapter"], "tsv merges in weight space only"),

@@ -35,7 +35,7 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
 OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/pictures.py",
             "peft": "bench/peft_library.py"}
 LIMITS = {"train": (15, 2065), "eval": (21, 2895)}      # files and lines that an import reaches
-ALL_LINES = 13670
+ALL_LINES = 13673
 
 
 def name_of(path):

@@ -1,4 +1,4 @@
-"""bench.py runs in all its parts; what its tables claim is measured, not asserted."""
+"""bench runs in all its parts; what its tables claim is measured, not asserted."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""score.py: choosing on validation, models behind a router, seconds and memory."""
+"""scoring.py: choosing on validation, models behind a router, seconds and memory."""
 
 import pytest
 import torch

@@ -71,7 +71,7 @@ def test_hidden_rewards_by_hand(text, friendly, short):
     assert (preferences.friendly(words), preferences.short(words)) == (friendly, short)
 
 
-def test_a_text_without_end_has_the_least_reward(backbone):
+def test_a_text_without_end_has_its_own_reward(backbone):
     ids = backbone.encode(["the film was good"])
     cut = ids[:, :-1]
     assert preferences.true_reward("friendly", backbone, ids).tolist() == [1.0]
@@ -110,7 +110,7 @@ def test_the_anchor_is_the_pretrained_model_to_the_bit(backbone, name):
     assert encoder_of(model).word.weight.data_ptr() in shared
 
 
-def test_a_score_is_read_at_the_last_real_token(backbone):
+def test_a_score_is_the_mean_over_real_tokens(backbone):
     made = perturb(scorer(backbone))
     ids = backbone.encode(["the film was good and long", "the meal was bad"])
     padded = torch.cat([ids, torch.zeros(2, 3, dtype=ids.dtype)], 1)
