@@ -77,7 +77,8 @@ FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_
 # (paper, adapter, another that it should learn better than, each at its own rate)
 ABOVE = [("2404.02948", "pissa", "lora"), ("2402.09353", "dora", "lora"),
          ("2402.12354", "lora_plus", "lora"), ("2312.03732", "rslora", "lora"),
-         ("2303.10512", "adalora", "lora")]
+         ("2303.10512", "adalora", "lora"), ("2409.01035", "lora_dash", "lora"),
+         ("2409.15371", "bone", "lora"), ("2409.15371", "bat", "bone")]
 
 
 def losses(name, remedy):

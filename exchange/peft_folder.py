@@ -71,7 +71,7 @@ def form(setting):
         return forms[adapter]
     name = " ".join([adapter, *[f"--linearize {reading}"] * (reading != "off"),
                      *[f"--quantize {setting['quantize']}"] * bool(setting["quantize"])])
-    raise BadInput(f"{name} is nothing that PEFT has on the published weights: --export writes "
+    raise BadInput(f"{name} is not written for PEFT on the published weights: --export writes "
                    f"{', '.join(FORMS)} and l_lora --linearize layer as adapters; of "
                    "other edits of the weights --merge RULE --export FOLDER the merged encoder")
 

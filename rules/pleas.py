@@ -1,6 +1,6 @@
 """PLeaS: Merging Models with Permutations and Least Squares. arXiv:2407.02447, algorithm 1
 
-    b -> b with its units in the order of a's                       weight matching, matching.py
+    b -> b with its units in the order of a's                   by their activations, matching.py
     W = argmin ||Z W^T - Y||^2 + ridge ||W - W_mean||^2,  Z = (X_a + X_b)/2,  Y = (Y_a + Y_b)/2
 
 Shapes   X, Z (rows, in) and Y (rows, out) of one linear layer · W (out, in)

@@ -184,7 +184,7 @@ def test_an_adapter_changed_by_another_tool_is_what_is_read(exported):
     ("loha", "layer")])
 def test_what_peft_has_not_is_refused_with_the_list(tmp_path, tiny, adapter, reading):
     run = make_run(tmp_path / "run", tiny, adapter, reading)
-    told = f"{adapter}.* is nothing that PEFT has .*lora, rslora.*merged encoder"
+    told = f"{adapter}.* is not written for PEFT .*lora, rslora.*merged encoder"
     with pytest.raises(BadInput, match=told):
         peft_folder.write_adapter(run, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
