@@ -235,8 +235,14 @@ def read_keys(args):
         raise BadInput("--set and --sweep are for rules: add --merge RULE")
     if args.lam is not None and not args.analyze:
         raise BadInput(f"--lam is for --analyze: for rules give --set lam={args.lam:g}")
-    if args.by and not (args.merge or args.analyze):
-        raise BadInput("--by is for --merge and --analyze: add one of them")
+    beside = {"by": "", "space": None, "choose": "absolute", "unlabelled": "calib"}
+    for flag in [k for k, v in beside.items() if getattr(args, k) != v]:
+        if not (args.merge or args.analyze):
+            raise BadInput(f"--{flag} is for --merge and --analyze: add one of them")
+    if args.jobs > 1 and not args.merge:
+        raise BadInput("--jobs is for --merge: add --merge RULE, or leave it out")
+    if args.split != "test" and args.analyze:
+        raise BadInput(f"--analyze scores on test: leave out --split {args.split}")
     keys = {key: value for rule in args.merge for key, value in merge.options(rule).items()}
     args.set = cli.keywords(args.set, keys, "these rules") if args.merge else {}
     swept, args.sweep = args.sweep, {}

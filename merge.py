@@ -146,7 +146,7 @@ def layer_of(name):
 
 def check_share(name, value):
     """BadInput unless 0 < value <= 1."""
-    if not 0 < value <= 1:
+    if not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise BadInput(f"{name} {value} is outside (0, 1]")
 
 

@@ -151,7 +151,8 @@ def load_task(task, setting, base):
               "texts are cut")
     if setting["head"] == "prompts":
         seen = data.prompts(task, base.encode)
-    head.to(setting["device"]).fit(features(base, seen[0]), seen[1].to(setting["device"]))
+    head.to(setting["device"], run_folder.dtype(setting))
+    head.fit(features(base, seen[0]), seen[1].to(setting["device"]))
     if setting["head"] == "prompts":
         head.center(features(base, inputs))
     return head, splits
@@ -226,6 +227,8 @@ def resolve(args):
     if args.head == "prompts" and args.data:
         raise BadInput("--head prompts is for the built-in tasks: take prototypes or probe")
     hp = keys | cli.keywords(flags + args.set, keys, args.adapter)
+    if not (hp.get("alpha") is None or isinstance(hp["alpha"], (int, float)) and hp["alpha"] > 0):
+        raise BadInput(f"--set alpha={hp['alpha']}: give a number above 0")
     rate = cls.lr[reading] if args.lr is None else args.lr
     path = encoders.find(args.model) == Path(args.model)         # and not a name
     filled_in = vars(args) | {"hp": hp, "linearize": reading, "lr": rate,

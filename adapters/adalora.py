@@ -59,6 +59,8 @@ class AdaLoRA(Adapter):
         if not 1 <= target <= rank:
             raise BadInput(f"adalora goes from rank {rank} to target {target}: choose --set target "
                            f"between 1 and {rank}")
+        if every < 1:
+            raise BadInput(f"adalora prunes every {every} steps: choose --set every of 1 or more")
         self.scale, self.target, self.gamma, self.beta = alpha / rank, target, gamma, beta
         self.warmup, self.final, self.every, self.matrices = warmup, final, every, 2
         draw = lambda *shape: (0.02 * torch.randn(*shape, generator=generator)).to(base.weight)

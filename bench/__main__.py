@@ -45,6 +45,8 @@ def main():
     chosen = [f"--{name}" for name in ("rules", "growth", "peft", "rlhf") if getattr(args, name)]
     if len(chosen) > 1:
         raise BadInput(f"{' and '.join(chosen)} are tables of their own: choose one")
+    if args.json and chosen:
+        raise BadInput(f"--json writes the table of adapters: leave it out with {chosen[0]}")
     if args.json:
         cli.check_place("--json", args.json)
     args.batch = args.batch or (16 if args.rules == "adamerging" else 32)

@@ -25,11 +25,11 @@ import torch
 from tqdm import tqdm
 
 import adapters  # noqa: F401  (fills lora.ADAPTERS)
+import data
 import encoders
 import lora
 from errors import BadInput
 from experiment import cli, tables
-from tasks.drawn import TASKS
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 WITHIN = 0.01                               # of the best mean accuracy: the smallest rate is taken
@@ -129,12 +129,13 @@ def lines_of_code(cls):
                for line in source.splitlines())
 
 
-def step_times(args):
+def step_times(args, names):
     """{adapter: step time relative to LoRA}, measured alone and once."""
     path = args.out / "bench.json"
-    if not path.exists():
+    rows = json.loads(path.read_text()) if path.exists() else []
+    if not {r["adapter"] for r in rows} >= {*names}:
         subprocess.run([sys.executable, "-m", "bench", "--json", str(path)], cwd=HERE, check=True)
-    rows = json.loads(path.read_text())
+        rows = json.loads(path.read_text())
     return {r["adapter"]: r["time"] for r in rows
             if r["linearize"] == lora.ADAPTERS[r["adapter"]].linearize}
 
@@ -159,7 +160,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--adapters", help="comma-separated (default: all)")
-    add("--tasks", type=lambda text: text.split(","), default=list(TASKS))
+    add("--tasks", default="all", help="comma-separated (default: all of the model's kind)")
     add("--rates", type=lambda text: [float(v) for v in text.split(",")], default=RATES)
     add("--steps", type=int, default=200)
     add("--model", default="vit")
@@ -169,12 +170,16 @@ def main():
     cli.check_numbers(args)
     every = sorted(lora.ADAPTERS)
     names = cli.names(args.adapters, "adapter", every) if args.adapters else every
+    known = list(data.suite(encoders.kind(args.model)).TASKS)
+    args.tasks = known if args.tasks == "all" else cli.names(args.tasks, "task", known)
     args.out = args.out.absolute()
+    if encoders.find(args.model) == Path(args.model):               # as train.py has it
+        args.model = os.path.abspath(args.model)
     cli.check_place("--out", args.out / "bench.json")
     while todo := [(a, rate, 0) for a in names for rate in untried(args, a)]:
         train(args, todo, "learning rates")
     train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")
-    times = step_times(args)
+    times = step_times(args, names)
     print(f"{args.steps} steps; mean test accuracy of {len(args.tasks)} tasks, {len(SEEDS)} seeds")
     print(tables.table(["adapter", "arXiv", "trainable", "rank", "lr", "single", "average",
                         "task_arithmetic", "step / lora", "lines"],

@@ -79,6 +79,8 @@ def command(text, jobs):
     """The words of a command, with the runs that its patterns match and --jobs."""
     script, *words = text.split()
     found = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in words]
+    if missing := [w for w, runs in zip(words, found) if not runs]:
+        raise BadInput(f"no runs {missing[0]}: python -m bench.tables train, or text, makes them")
     many = ["--jobs", str(jobs)] if jobs > 1 and "--joint" not in words else []
     return [sys.executable, str(HERE / script), *(w for part in found for w in part), *many]
 
@@ -114,7 +116,9 @@ def main():
     folder = Path("runs/tables")
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        if not (folder / f"{name}.txt").exists():
+        path = folder / f"{name}.txt"
+        said = path.read_text().splitlines() if path.exists() else []
+        if not {f"$ python {text}" for text in STEPS[name]} <= {*said}:
             run(name, args.jobs, folder)
 
 

@@ -34,6 +34,9 @@ def main(arguments=None):
         for picture in re.findall(r'<img src="([^"]+)"', "".join(html.values())):
             shutil.copy(ROOT / "docs" / "figures" / picture, folder)
         shutil.copy(ROOT / "docs" / "style.css", folder)
+        for other in [*out.iterdir()] if out.exists() else ():           # .git, CNAME, notes.txt
+            if other.is_dir() or other.suffix not in (".html", ".css", ".png"):
+                shutil.move(other, folder)
     print(f"{len(html)} pages  ->  {(out / 'index.html').as_uri()}")
 
 

@@ -85,6 +85,8 @@ def settings_of_file(path):
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BadInput(f"{path} is no ViT under timm's names ({error}): give --model a folder "
                        "with config.json, or such a file of DeiT or DINOv2") from None
+    timms = given.get("pretrained_cfg")                         # where timm's own config has them
+    given = (timms if isinstance(timms, dict) else {}) | given
     out |= {k: given[k] for k in ("heads", "mean", "std") if k in given}
     if "heads" not in given and width % 64 and width not in HEADS:
         raise BadInput(f"{path} does not tell its number of heads, and they cannot be 64 wide in a "

@@ -16,7 +16,7 @@ def test_trim(stage):
         "tensors are trimmed one by one, not together": {"a": t(5, 0, 4, 0), "b": t(1, 0)},
         "the smallest entries are kept": {"a": t(0, 0, 0, 2), "b": t(1, -0.5)},
         "the sign is lost, magnitudes are returned": {"a": t(5, 3, 4, 0), "b": t(0, 0)}})
-    for density, want in ((0.5, 2), (0.7, 4)):                                  # of 5: 2.5 and 3.5
+    for density, want in ((0.5, 2), (0.7, 4), (1, 5), (0.1, 0)):      # of 5: 2.5, 3.5, 5 and 0.5
         kept = len(stage.trim({"a": t(1, 2, 3, 4, 5)}, density)["a"].nonzero())
         assert kept == want, f"trim: round({density} * 5) is {want} in Python, you keep {kept}"
 

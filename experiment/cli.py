@@ -71,10 +71,13 @@ def keywords(pairs, options, owner):
         default = options[key]
         if isinstance(default, float) and isinstance(value, int):
             value = float(value)
-        wrong = type(value) is str if default is None else type(value) is not type(default)
+        wrong = not isinstance(value, (int, float, list, tuple, dict, type(None))) \
+            if default is None else type(value) is not type(default)
         if not equals or wrong:
             kind = "number or a list" if default is None else type(default).__name__
             raise BadInput(f"--set {pair}: {key} takes a {kind} such as {key}={default}")
+        if key == "lr" and value < 0:
+            raise BadInput(f"--set {pair}: give a learning rate of 0 or more")
         out[key] = in_reach(value, f"--set {pair}")
     return out
 

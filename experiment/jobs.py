@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 
 import torch
 import torch.distributed as dist
@@ -81,6 +82,9 @@ def spread(function, units, jobs, title):
                 future.result()                                      # raises what it raised
                 bar.update()
         return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise BadInput("a process was killed, as the system does when memory runs out: give fewer "
+                       "--jobs; what is finished is kept") from None
     except BaseException:
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()                                      # it may be busy for minutes

@@ -250,7 +250,12 @@ def base_encoder(run, device="cpu"):
     if encoder.sha256 != run["base"]["sha256"]:
         raise BadInput(f"{run['folder']} was trained on another checkpoint: {s['model']} has "
                        f"sha256 {encoder.sha256[:12]}, the run {run['base']['sha256'][:12]}")
-    return encoder.to(device, torch.promote_types(getattr(torch, s["dtype"]), torch.float32))
+    return encoder.to(device, dtype(s))
+
+
+def dtype(setting):
+    """What the runs of a setting are scored and merged in: float32 or better."""
+    return torch.promote_types(getattr(torch, setting["dtype"]), torch.float32)
 
 
 def rebuild(run, encoder):
@@ -275,7 +280,7 @@ def head(run, task):
     """The classifier of a run for one of its tasks."""
     tensors = run["heads"][task]
     classes, width = max(tensors.values(), key=lambda t: t.ndim).shape
-    module = HEADS[run["setting"]["head"]](width, classes)
+    module = HEADS[run["setting"]["head"]](width, classes).to(next(iter(tensors.values())).dtype)
     module.load_state_dict(tensors)
     return module
 

@@ -40,10 +40,11 @@ class Tasks:
                     raise BadInput(f"{other['folder']} and {run['folder']} share a task, with "
                                    f"another --{differ[0]}: merge runs that are scored on the same "
                                    "examples by the same head")
-        self.heads = {t: run_folder.head(run, t).to(device) for t, run in self.runs.items()}
+        first = (self.single or group)[0]["setting"]
+        dtype = run_folder.dtype(first)                          # that of the models they read
+        self.heads = {t: run_folder.head(run, t).to(device, dtype) for t, run in self.runs.items()}
         self.device, self.limit, self.unlabelled = device, limit, unlabelled
         self.at_base = {}                  # features of a linearized base, for `Mixture`
-        first = group[0]["setting"]
         self.encode, self.loaded = encoders.encoding(first["model"], first["size"]), {}
 
     def data(self, split, task):

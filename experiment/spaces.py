@@ -89,20 +89,23 @@ def check(group, space):
                            f"{' and '.join(methods)}: merge runs of one kind")
         if space == "weight":                       # a layer that a run leaves alone has tau = 0
             continue
+        dense = default([first]) == "weight"        # only then is --space weight a way out
         if run["layers"] != first["layers"]:
             differ = sorted(set(run["layers"]) ^ set(first["layers"]))
             raise BadInput(f"{pair} adapt different layers ({', '.join(differ[:5])}): train both "
-                           "with the same --targets, or merge with --space weight")
+                           "with the same --targets" + ", or merge with --space weight" * dense)
         keys = ("adapter", "linearize", "quantize", "hp")
         if any(run["setting"][k] != first["setting"][k] for k in keys):
             raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
-                           "the same adapter, rank and alpha; --space weight merges any")
+                           "the same adapter, rank and alpha"
+                           + "; --space weight merges any" * dense)
         theirs = run["start"] | run["buffers"]
         memory = lora.find(first["setting"]["adapter"]).memory
         for k, v in (first["start"] | first["buffers"]).items():
             if k.rpartition(".")[2] not in memory and not torch.equal(v, theirs[k]):
-                raise BadInput(f"{pair} have different {k}: train with the same --seed, or merge "
-                               "with --space weight if training chose it")
+                raise BadInput(f"{pair} have different {k}: train with the same --seed and "
+                               "--dtype" + ", or merge with --space weight if training chose it"
+                               * dense)
     if space == "weight" and default(group) == "adapter":
         raise lora.NotMergeable(f"{run_folder.method(first['setting'])} is not an edit of the "
                                 "weights: merge it with --space adapter")

@@ -9,6 +9,7 @@ preferences.py has the hidden rewards, reward.py and policy.py the equations, so
 """
 
 import argparse
+import csv
 import os
 import shlex
 import sys
@@ -59,15 +60,27 @@ def arguments():
     add("--json", metavar="FILE", help="also write every number to a file")
     args = parser.parse_args()
     cli.check_numbers(args)
+    given = dict(vars(args))                                   # as typed, before it is read
+    if args.resume and args.overwrite:
+        raise BadInput("--resume keeps what is finished and --overwrite replaces it: give one")
     try:
         args.beta = [float(b) for b in args.beta.split(",")]
     except ValueError:
         args.beta = [-1.0]
     if not all(0 <= b <= 1 for b in args.beta):
         raise BadInput("--beta takes numbers from 0 to 1, such as 0,0.1,0.3")
+    if len({out_folder(args, args.reward, b) for b in args.beta}) < len(set(args.beta)):
+        raise BadInput(f"--out {args.out}: with several --beta it must contain {{beta}}")
     free = [name for name, f in merge.RULES.items()
             if not merge.needs(name) and f.count in (None, 2) and not f.experts]
     args.merge = cli.names(args.merge, "rule without data for two runs", free)
+    merging = {"merge", "space", "points"}
+    odd = [f"--{name.replace('_', '-')}" for name, value in given.items()
+           if value != parser.get_default(name) and name not in ("soup", "plot", "json")
+           and (name in merging) != bool(args.soup)]
+    if odd:
+        raise BadInput(f"{', '.join(odd)}: no use {'with' if args.soup else 'without'} --soup: "
+                       "leave it out")
     if args.json:
         cli.check_place("--json", args.json)
     if args.plot:
@@ -146,6 +159,14 @@ def tune(setting, backbone, scorer, judge, out):
     return result | {"log": log, "examples": examples}
 
 
+def finished(out):
+    """What a policy that is there does, as `tune` returns it, without examples."""
+    with open(out / "log.csv", newline="") as file:
+        _, *log = csv.reader(file)
+    log = [(int(step), *map(float, cells)) for step, *cells in log]
+    return run_folder.load(out)["result"] | {"log": log}
+
+
 def main():
     """Reward model and policies, or the soups of two of them."""
     args = arguments()
@@ -166,9 +187,10 @@ def main():
     judge, accuracy = reward_model(first, backbone, scorer)
     anchor = policy.Policy(backbone, backbone, args.temperature)
     results = {"anchor": policy.measure(anchor, judge, args.reward, "test")}
-    for out, setting in todo.items():
-        made = results[f"beta {setting['beta']:g}"] = tune(setting, backbone, scorer, judge, out)
-        for row in made.pop("examples"):
+    for out, setting in settings.items():
+        made = tune(setting, backbone, scorer, judge, out) if out in todo else finished(out)
+        results[f"beta {setting['beta']:g}"] = made
+        for row in made.pop("examples", ()):
             start, rest = backbone.decode(row[:OPENING]), backbone.decode(row[OPENING:])
             print(f"    {start} | {rest}")
     header = ["win", "true", "proxy", "kl", "tokens"]

@@ -57,6 +57,8 @@ def layerwise(base, taus, *, coefficients=None, lam=1.0):
     """
     groups = {layer_of(k) for k in base}
     coefficients = coefficients or {g: [1 / len(taus)] * len(taus) for g in groups}
+    if not isinstance(coefficients, dict):
+        raise BadInput(f"coefficients {coefficients!r}: give {{group: one number per task}}")
     if odd := sorted(groups ^ set(coefficients)):
         raise BadInput(f"coefficients are missing or unknown for {', '.join(odd[:5])}: the groups "
                        f"are {', '.join(sorted(groups))}")

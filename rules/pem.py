@@ -21,7 +21,7 @@ def pem(base, taus, *, signs=None, lam=1.0):
 
     signs   one s_t of +1 or -1 per task, None for all +1; -1 unlearns task t. Meant for B0 = 0.
     """
-    signs = [1] * len(taus) if signs is None else list(signs)
+    signs = [1] * len(taus) if signs is None else signs
     check_length("signs", signs, taus)
     if any(s not in (1, -1) for s in signs):
         raise BadInput(f"signs {signs} must be +1 or -1; lam scales")

@@ -60,11 +60,13 @@ def pleas(base, taus, *, activations, batches, heads=None, ridge=1e-6):
     Both models see all batches, and `activations` must give the same rows for both. Against the
     mean weight (X_a - X_b) (W_a - W_b)^T / 4 is left to fit: nothing in the first layer.
     """
+    if heads is not None and (not isinstance(heads, (int, float)) or heads % 1):
+        raise BadInput(f"heads {heads!r}: give the model's own number of heads")
     a, b = (add(base, tau) for tau in taus)
     parts = [part for x in batches for part in x.split(64)]   # the texts of two tasks differ in T
 
     seen = [rows_of(activations, params, parts) for params in (a, b)]
-    b = match_blocks(a, b, seen, heads)
+    b = match_blocks(a, b, seen, heads and int(heads))
     seen[1] = rows_of(activations, b, parts)                      # in the order of a by now
     merged = {k: (a[k] + b[k]) / 2 for k in base}
     for k in sorted(seen[0].keys() & base.keys()):

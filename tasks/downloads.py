@@ -4,7 +4,9 @@ A file arrives under a temporary name and gets its own name once its length and 
 what is there is complete. torch.hub's download does not notice a connection that ends early.
 """
 
+import errno
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -59,7 +61,10 @@ def fetch(url, path, sha256=None, md5=None):
                       f"{by_hand}") from None
     except BadInput:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise BadInput(f"{path} cannot be written ({error.strerror}): make room there, or give "
+                           "another place") from None
         raise BadInput(f"{url} cannot be fetched ({getattr(error, 'reason', error)}): go online, "
                        f"{by_hand}") from None
     finally:

@@ -97,5 +97,5 @@ def real():
     """Folder of real checkpoints and data sets, from the environment variable REAL_DATA."""
     folder = os.environ.get("REAL_DATA")
     if not folder:
-        pytest.skip("set REAL_DATA to a folder with real checkpoints and data (see docs/real-data.md)")
+        pytest.skip("set REAL_DATA to a folder of checkpoints and data (see docs/real-data.md)")
     return Path(folder)

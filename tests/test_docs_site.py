@@ -185,4 +185,9 @@ def test_only_its_own_folder_is_written_over(site, tmp_path):
     refuses("is not empty", command.checked, tmp_path)
     index.write_text('<meta name="generator" content="python -m docs">')
     assert command.checked(tmp_path) == tmp_path
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "old.html").write_text("of a page that is gone")
+    command.main(["--out", str(tmp_path)])
+    assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / ".git").is_dir()
+    assert "mine" not in index.read_text() and not (tmp_path / "old.html").exists()
     assert command.checked(tmp_path / "new") == tmp_path / "new"

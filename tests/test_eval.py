@@ -220,6 +220,12 @@ def test_a_gpu_trains_and_merges(fit, command, tmp_path, adapter):
     (["--set", "lam=1"], "--set and --sweep are for rules: add --merge RULE"),
     (["--analyze", "cosine", "--sweep", "lam=0,1"], "--set and --sweep are for rules"),
     (["--by", "seed"], "--by is for --merge and --analyze: add one of them"),
+    (["--choose", "normalised"], "--choose is for --merge and --analyze: add one of them"),
+    (["--analyze", "cosine", "--split", "val"], "--analyze scores on test: leave out --split val"),
+    (["--merge", "layerwise", "--set", "coefficients=[1]"], "coefficients [1]: give {group: one"),
+    (["--merge", "pem", "--space", "adapter", "--set", "signs=5"], "5 as signs for 2"),
+    (["--merge", "pleas", "--set", "heads=[1,2]"], "heads [1, 2]: give the model's own number"),
+    (["--merge", "twin", "--set", "lr=-1"], "lr=-1: give a learning rate of 0 or more"),
 ])
 def test_bad_merge_input(trained, merge_runs, words, told):
     code, _, err, _ = merge_runs(trained("--adapter", "lora") * 2, *words)
@@ -236,6 +242,16 @@ def test_one_run_and_an_untrained_run_are_refused(trained, merge_runs, tmp_path)
                         ([one, still], "has a task vector of zeros")):
         code, _, err, groups = merge_runs(names, "--merge", "average")
         assert code == 2 and told in err and not groups
+
+
+@pytest.mark.parametrize("adapter, head", [("lora", "probe"), ("l_lora", "prompts")])
+def test_float64_is_scored_and_merged_in_float64(trained, merge_runs, adapter, head):
+    runs = trained("--adapter", adapter, "--head", head, "--task", "digits,count", "--dtype",
+                   "float64")
+    code, _, err, groups = merge_runs(runs, "--merge", "average")
+    own = {run_folder.load(run)["setting"]["task"]: run_folder.load(run)["result"] for run in runs}
+    assert code == 0, err
+    assert groups["all"]["single"]["scores"] == {task: r["test"] for task, r in own.items()}
 
 
 def test_runs_that_do_not_belong_together(trained, merge_runs, tmp_path):

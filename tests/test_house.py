@@ -34,8 +34,8 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
     ("analysis.match", "exchange"): "the matched encoder is written as others read it"}
 OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/pictures.py",
             "peft": "bench/peft_library.py"}
-LIMITS = {"train": (15, 2065), "eval": (21, 2895)}      # files and lines that an import reaches
-ALL_LINES = 13673
+LIMITS = {"train": (15, 2080), "eval": (21, 2915)}      # files and lines that an import reaches
+ALL_LINES = 13750
 
 
 def name_of(path):

@@ -171,6 +171,8 @@ def test_list_commands(command):
     (["--device", "tpu9"], "--device tpu9 is not available here"),
     (["--out", "runs/{name}"], "only {model}, {adapter}, {task} and {seed} are filled in"),
     (["--out", "runs/x", "--task", "all"], "with several tasks it must contain {task}"),
+    (["--adapter", "pissa", "--set", "alpha=[1]"], "--set alpha=[1]: give a number above 0"),
+    (["--adapter", "adalora", "--set", "every=0"], "choose --set every of 1 or more"),
     (["--resume", "--overwrite"], "--resume keeps what is finished and --overwrite replaces it"),
     (["--size", 30], "image size 30 is no multiple of the patch size 7"),
     (["--data", "nowhere", "--task", "mine"], "/nowhere is no folder"),

@@ -62,6 +62,7 @@ def test_bench_of_rules_counts_what_they_hold(command):
             (line.split("|") for line in out.splitlines()) if len(row) > 5 and "." in row[5]}
     assert 2.5 < held["average"] < 3.5 and 16 < held["ties"] < 24     # 3 and 2 T + 1, and slack
     for words, told in ((["--plot", "there"], "--plot draws --growth"),
+                        (["--growth", "--json", "x"], "leave it out with --growth"),
                         (["--growth", "--rules", "ties"], "--rules and --growth are tables")):
         code, _, err = command(bench.main, *words)
         assert code == 2 and told in err
@@ -154,6 +155,8 @@ def test_compare_chooses_on_val_and_reports_every_seed(command, tiny, tmp_path, 
     row = [cell.strip() for cell in text.splitlines()[-1].split("|")[1:-1]]
     assert row[:9] == ["lora_fa", "2308.03303", "7", "8", "0.2", "0.850 ± 0.071", "0.550 ± 0.071",
                        "0.700 ± 0.000", "0.90"]
+    code, _, err = command(compare.main, "--adapters", "lora_fa", "--tasks", "cuont")
+    assert code == 2 and "unknown task 'cuont': did you mean 'count'" in err
     code, _, err = command(compare.main, *words, "--out", out, "--steps", 300)
     assert code == 2 and "was made with --steps 200: give another --out" in err
     code, _, err = command(compare.main, *words, "--steps", 0, "--out", tmp_path / "new")

@@ -7,6 +7,7 @@ import pytest
 
 import errors
 from bench import claims, tables
+from support import refuses
 
 
 @pytest.mark.parametrize("effects, word", [
@@ -96,6 +97,20 @@ def test_what_instruments_found(tmp_path):
     step = "disentangle"
     errors = [claims.looked(tmp_path, "lora", step, step, number) for _, number in claims.DIFFERS]
     assert errors == [[-0.2, -0.2], [pytest.approx(-0.3)] * 2]
+
+
+def test_a_step_is_made_from_all_its_runs_and_again_if_its_commands_change(tmp_path, monkeypatch,
+                                                                         command):
+    monkeypatch.chdir(tmp_path)
+    refuses("no runs runs/none-.: python -m bench.tables train, or text", tables.command,
+            "eval.py runs/none-* --merge ties", 1)
+    made = []
+    monkeypatch.setattr(tables, "run", lambda name, jobs, folder: made.append(name))
+    (tmp_path / "runs/tables").mkdir(parents=True)
+    for said in (tables.STEPS["joint"], tables.STEPS["joint"][:2]):
+        (tmp_path / "runs/tables/joint.txt").write_text("".join(f"$ python {s}\n" for s in said))
+        assert command(tables.main, "joint")[0] == 0
+    assert made == ["joint"]
 
 
 def test_the_tables_are_made_from_the_files_that_the_steps_write(tmp_path, command):

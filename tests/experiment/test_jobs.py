@@ -141,6 +141,14 @@ def test_an_error_ends_what_is_running_and_starts_nothing(tmp_path):
     assert time.monotonic() - began < 50 and not (tmp_path / "5").exists()
 
 
+def killed(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_the_system_kills_is_one_line(tmp_path):
+    refuses("memory runs out: give fewer --jobs", jobs.spread, killed, [(tmp_path,)] * 2, 2, "x")
+
+
 def test_a_terminated_process_takes_its_workers_along(tmp_path):
     """Two workers that would nap for a minute are gone soon after SIGTERM, with its exit code."""
     script = tmp_path / "script.py"

@@ -230,8 +230,12 @@ def test_the_same_seed_gives_the_same_bits_and_finished_runs_are_skipped(
         a, b = (run_folder.load(tmp_path / out / f"lora-friendly-b{beta}-s0")["trained"]
                 for out in "ab")
         assert all(torch.equal(a[k], b[k]) for k in a)
-    code, out, _ = run(command, tiny_gpt, tmp_path / "a", "--beta", "0,0.5", "--resume")
+    code, out, _ = run(command, tiny_gpt, tmp_path / "a", "--beta", "0,0.5,1", "--resume", "--json",
+                       tmp_path / "all.json")
     assert code == 0 and out.count("is finished: skipped") == 2
+    rows = json.loads((tmp_path / "all.json").read_text())             # the finished ones, too
+    assert list(rows) == ["reward model", "anchor", "beta 0", "beta 0.5", "beta 1"]
+    assert all(len(rows[f"beta {b}"]["log"][0]) == 5 for b in ("0", "0.5", "1"))
     code, _, err = run(command, tiny_gpt, tmp_path / "a")
     assert code == 0                                                 # beta 0.3 is another run
     code, _, err = run(command, tiny_gpt, tmp_path / "a", "--beta", "0")
@@ -252,9 +256,13 @@ def test_the_same_seed_gives_the_same_bits_and_finished_runs_are_skipped(
     (["--merge", "fisher"], "unknown rule without data for two runs 'fisher'"),
     (["--soup", "nowhere", "nowhere"], "nowhere is no run folder"),
     (["--targets", "zz"], "unknown target 'zz'"),
-    (["--out", "runs/{task}"], "are filled in")])
+    (["--out", "runs/{task}"], "are filled in"),
+    (["--out", "mine", "--beta", "0,0.1"], "with several --beta it must contain {beta}"),
+    (["--resume", "--overwrite"], "--resume keeps what is finished and --overwrite replaces it"),
+    (["--points", "5"], "--points: no use without --soup: leave it out"),
+    (["--soup", "a", "b", "--seed", "7"], "--seed: no use with --soup: leave it out")])
 def test_bad_input(command, tiny_gpt, words, told):
-    words = words if "--model" in words else ["--model", tiny_gpt, *words]
+    words = words if {"--model", "--soup"} & {*words} else ["--model", tiny_gpt, *words]
     code, _, err = command(rlhf.main, *words)
     assert code == 2 and told in err and err.count("\n") == 1, err
 

@@ -1,6 +1,8 @@
 """Downloads, from files of this machine: whole, cut short, damaged, absent, without network."""
 
+import errno
 import hashlib
+import http.client
 import io
 import urllib.error
 import urllib.request
@@ -92,12 +94,15 @@ class Breaks(Answer):
 
 
 @pytest.mark.parametrize("error, raised", [(ConnectionResetError("reset"), BadInput),
+                                           (http.client.IncompleteRead(b""), BadInput),
+                                           (OSError(errno.ENOSPC, "No space left"), BadInput),
                                            (KeyboardInterrupt(), KeyboardInterrupt)])
 def test_an_interrupted_download_leaves_nothing(monkeypatch, target, error, raised):
     Breaks.error = error
     serve(monkeypatch, lambda url: Breaks(CONTENT, len(CONTENT)))
-    with pytest.raises(raised):
+    with pytest.raises(raised) as told:
         downloads.fetch("https://x/y", target)
+    assert ("make room there" in str(told.value)) == ("No space" in str(error))
     assert not list(target.parent.iterdir())
 
 

@@ -49,6 +49,7 @@ def texts(folder, split="test"):
     ("csv", "who,text,label,where", ["me,one,tea,here", "me,two,ale,there"], ["one", "two"]),
     ("csv", "text,label,label_text", ["one,1,tea", "two,0,ale"], ["one", "two"]),   # no leak
     ("csv", "target,text,label", ["tea,one,1", "ale,two,0"], ["one", "two"]),
+    ("csv", "text,label", [f"{'a' * 140_000},tea", "two,ale"], ["a" * 140_000, "two"]),
     ("tsv", "sentence\tlabel", ['"one\ttea', "two\tale"], ['"one', "two"]),
     ("tsv", "text1\ttext2\tlabel", ["a\tb\ttea", "c\td\tale"], [("a", "b"), ("c", "d")]),
     ("tsv", "a\tb\tlabel", ["5\t5.\ttea", "c\t-7\tale"], ["5", "c"]),    # b has only numbers
