@@ -81,7 +81,7 @@ def command(text, jobs):
     found = [sorted(map(str, Path().glob(w))) if "*" in w else [w] for w in words]
     if missing := [w for w, runs in zip(words, found) if not runs]:
         raise BadInput(f"no runs {missing[0]}: python -m bench.tables train, or text, makes them")
-    many = ["--jobs", str(jobs)] if jobs > 1 and "--joint" not in words else []
+    many = [] if jobs == 1 or {"--joint", "--analyze"} & {*words} else ["--jobs", str(jobs)]
     return [sys.executable, str(HERE / script), *(w for part in found for w in part), *many]
 
 

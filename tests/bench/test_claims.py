@@ -104,6 +104,9 @@ def test_a_step_is_made_from_all_its_runs_and_again_if_its_commands_change(tmp_p
     monkeypatch.chdir(tmp_path)
     refuses("no runs runs/none-.: python -m bench.tables train, or text", tables.command,
             "eval.py runs/none-* --merge ties", 1)
+    for text, several in (("train.py --task all", True), ("train.py --joint", False),
+                          ("eval.py --merge ties", True), ("eval.py --analyze pca", False)):
+        assert ("--jobs" in tables.command(text, 2)) == several
     made = []
     monkeypatch.setattr(tables, "run", lambda name, jobs, folder: made.append(name))
     (tmp_path / "runs/tables").mkdir(parents=True)
