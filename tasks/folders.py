@@ -79,13 +79,15 @@ def cells(content, source):
     text, apart = formats.text_of(content, source), "\t"
     if re.search(r"\.csv(\.gz|\.bz2)?$", source, re.IGNORECASE):
         apart = max(",;\t", key=text.partition("\n")[0].count)
-        csv.field_size_limit(max(csv.field_size_limit(), len(text)))          # a text may be a book
+        usual = csv.field_size_limit(len(text) + 1)                           # a text may be a book
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=apart, strict=True)
         try:
             rows = [(lines.line_num, row) for row in lines]
         except csv.Error as error:
             raise BadInput(f"{source} line {lines.line_num} is no csv ({error}): is a quotation "
                            "mark left open, or not doubled inside a text?") from None
+        finally:
+            csv.field_size_limit(usual)
     else:
         rows = [(n, line.rstrip("\r").split("\t")) for n, line in enumerate(text.split("\n"), 1)]
     rows = [(number, row) for number, row in rows if any(row)]
