@@ -39,8 +39,7 @@ class LoRAFA(LoRA):
     def after_backward(cls, layers, step, total_steps):
         for layer in layers:
             if layer.project:
-                A, grad = layer.A, layer.B.grad
-                if grad.dtype == torch.bfloat16:                     # solve has none
-                    A, grad = A.float(), grad.float()
+                A, grad = (t.to(torch.promote_types(t.dtype, torch.float32))   # solve: no bfloat16
+                           for t in (layer.A, layer.B.grad))
                 gram = layer.scale ** 2 * A @ A.T                                    # (r, r)
                 layer.B.grad = torch.linalg.solve(gram, grad.T).T.to(layer.B)

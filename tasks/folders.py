@@ -79,7 +79,7 @@ def cells(content, source):
     text, apart = formats.text_of(content, source), "\t"
     if re.search(r"\.csv(\.gz|\.bz2)?$", source, re.IGNORECASE):
         apart = max(",;\t", key=text.partition("\n")[0].count)
-        usual = csv.field_size_limit(len(text) + 1)                           # a text may be a book
+        usual = csv.field_size_limit(len(text) + 1)                    # a text may be a book
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=apart, strict=True)
         try:
             rows = [(lines.line_num, row) for row in lines]
