@@ -193,7 +193,7 @@ def test_what_peft_has_not_is_refused_with_the_list(tmp_path, tiny, adapter, rea
 def test_quantised_runs_and_other_encoders_are_refused(tmp_path, tiny):
     run = make_run(tmp_path / "run", tiny, "lora")
     run["setting"]["quantize"] = "nf4"
-    refuses("lora --quantize nf4 is not written for PEFT", peft_folder.write_adapter, run, tmp_path / "out")
+    refuses("nf4 is not written for PEFT", peft_folder.write_adapter, run, tmp_path / "out")
     run = make_run(tmp_path / "clip-run", published_clip(tmp_path / "clip")[0], "lora", rank=2)
     refuses("clip has no Hugging Face form", peft_folder.write_adapter, run, tmp_path / "out")
 
