@@ -230,7 +230,8 @@ def arguments():
 
 
 def read_keys(args):
-    """--set as {key: value} and --sweep as {key: values}, the keys of the rules of --merge."""
+    """BadInput for flags that nothing would read; then --set as {key: value} and --sweep as
+    {key: values}, the keys of the rules of --merge."""
     if not args.merge and args.set + args.sweep:
         raise BadInput("--set and --sweep are for rules: add --merge RULE")
     if args.lam is not None and not args.analyze:

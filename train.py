@@ -205,8 +205,6 @@ def arguments():
         raise BadInput("--jobs makes processes of its own: leave it out under torchrun")
     if args.steps and args.epochs:
         raise BadInput(f"--steps {args.steps} and --epochs {args.epochs}: give one of the two")
-    if args.resume and args.overwrite:
-        raise BadInput("--resume keeps what is finished and --overwrite replaces it: give one")
     args.steps = args.steps or (None if args.epochs else 200)
     args.trace = args.trace or args.keep == "trace"
     if not args.every and (args.trace or args.keep != "last"):

@@ -164,8 +164,7 @@ def describe(model, setting, names):
     """Print the settings, what is adapted and what is frozen; returns the parameter counts."""
     encoder = encoder_of(model)
     layers, reading = lora.adapters(encoder).values(), setting["linearize"]
-    print("  ".join(f"{k} {v}" for k, v in setting.items()
-                    if v is not None and not isinstance(v, dict)))
+    print("  ".join(f"{k} {v}" for k, v in setting.items() if not isinstance(v, dict | None)))
     print(f"{encoder.name}: width {encoder.width}, depth {len(encoder.blocks)}, heads "
           f"{encoder.blocks[0].heads}")
     print("adapter keys: " + ("  ".join(f"{k} {v}" for k, v in setting["hp"].items()) or "none"))

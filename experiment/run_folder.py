@@ -112,6 +112,8 @@ def is_open(out, setting, resume, overwrite):
 
     Only what is a run may be replaced or continued, and only by one process at a time.
     """
+    if resume and overwrite:
+        raise BadInput("--resume keeps what is finished and --overwrite replaces it: give one")
     refuse_other(out), refuse_other(partial(out))
     if partial(out).exists():
         lock(partial(out)).close()
@@ -280,7 +282,7 @@ def head(run, task):
     """The classifier of a run for one of its tasks."""
     tensors = run["heads"][task]
     classes, width = max(tensors.values(), key=lambda t: t.ndim).shape
-    module = HEADS[run["setting"]["head"]](width, classes).to(next(iter(tensors.values())).dtype)
+    module = HEADS[run["setting"]["head"]](width, classes).to(dtype(run["setting"]))
     module.load_state_dict(tensors)
     return module
 

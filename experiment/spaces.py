@@ -96,16 +96,14 @@ def check(group, space):
                            "with the same --targets" + ", or merge with --space weight" * dense)
         keys = ("adapter", "linearize", "quantize", "hp")
         if any(run["setting"][k] != first["setting"][k] for k in keys):
-            raise BadInput(f"{pair} have different adapters or settings: --space adapter needs "
-                           "the same adapter, rank and alpha"
-                           + "; --space weight merges any" * dense)
+            raise BadInput(f"{pair} have different adapters or settings: --space adapter needs the "
+                           "same adapter, rank and alpha" + "; --space weight merges any" * dense)
         theirs = run["start"] | run["buffers"]
         memory = lora.find(first["setting"]["adapter"]).memory
         for k, v in (first["start"] | first["buffers"]).items():
             if k.rpartition(".")[2] not in memory and not torch.equal(v, theirs[k]):
-                raise BadInput(f"{pair} have different {k}: train with the same --seed and "
-                               "--dtype" + ", or merge with --space weight if training chose it"
-                               * dense)
+                raise BadInput(f"{pair} have different {k}: train with the same --seed and --dtype"
+                               + ", or merge with --space weight if training chose it" * dense)
     if space == "weight" and default(group) == "adapter":
         raise lora.NotMergeable(f"{run_folder.method(first['setting'])} is not an edit of the "
                                 "weights: merge it with --space adapter")

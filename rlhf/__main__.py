@@ -61,8 +61,6 @@ def arguments():
     args = parser.parse_args()
     cli.check_numbers(args)
     given = dict(vars(args))                                   # as typed, before it is read
-    if args.resume and args.overwrite:
-        raise BadInput("--resume keeps what is finished and --overwrite replaces it: give one")
     try:
         args.beta = [float(b) for b in args.beta.split(",")]
     except ValueError:
@@ -74,10 +72,9 @@ def arguments():
     free = [name for name, f in merge.RULES.items()
             if not merge.needs(name) and f.count in (None, 2) and not f.experts]
     args.merge = cli.names(args.merge, "rule without data for two runs", free)
-    merging = {"merge", "space", "points"}
     odd = [f"--{name.replace('_', '-')}" for name, value in given.items()
            if value != parser.get_default(name) and name not in ("soup", "plot", "json")
-           and (name in merging) != bool(args.soup)]
+           and (name in ("merge", "space", "points")) != bool(args.soup)]
     if odd:
         raise BadInput(f"{', '.join(odd)}: no use {'with' if args.soup else 'without'} --soup: "
                        "leave it out")

@@ -21,23 +21,31 @@ class NotThere(BadInput):
     """The server answers and has no such file."""
 
 
+def other_digest(path, wanted):
+    """(name, digest, wanted digest) of the first that a file has not, of {name: hex or None}."""
+    for name, want in wanted.items():
+        if want:
+            with open(path, "rb") as file:
+                made = hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False))
+            if made.hexdigest() != want:
+                return name, made.hexdigest(), want
+
+
 def fetch(url, path, sha256=None, md5=None):
     """Download `url` to `path` unless it is there already; returns the path.
 
     sha256, md5   hex digests of the file, compared where given, also if it is there already
     BadInput if there is no connection, the file is cut short, or a digest differs; nothing is left.
     """
-    path = Path(path)
+    path, wanted = Path(path), {"sha256": sha256, "md5": md5}
     if path.exists():
-        for name, want in (("sha256", sha256), ("md5", md5)):
-            if want not in (None, hashlib.new(name, path.read_bytes()).hexdigest()):
-                raise BadInput(f"{path} is not the file of {url}, by its {name}: another set may "
-                               "have files of the same names, give --data a folder of its own")
+        if other := other_digest(path, wanted):
+            raise BadInput(f"{path} is not the file of {url}, by its {other[0]}: another set may "
+                           "have files of the same names, give --data a folder of its own")
         return path
     by_hand = f"or fetch it by hand and put it into {path.parent}"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "python"})
         with urllib.request.urlopen(request, timeout=30) as answer, open(part, "wb") as file:
@@ -45,15 +53,12 @@ def fetch(url, path, sha256=None, md5=None):
             with tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name) as bar:
                 while block := answer.read(1 << 18):
                     bar.update(file.write(block))
-                    for digest in digests.values():
-                        digest.update(block)
         if length and part.stat().st_size != length:
             raise BadInput(f"{url} was cut short after {part.stat().st_size} of {length} bytes: "
                            f"try again, {by_hand}")
-        for name, want in (("sha256", sha256), ("md5", md5)):
-            if want not in (None, digest := digests[name].hexdigest()):
-                raise BadInput(f"{url} has {name} {digest}, not {want}: it was changed or damaged "
-                               f"on the way, try again, {by_hand}")
+        if other := other_digest(part, wanted):
+            raise BadInput(f"{url} has {other[0]} {other[1]}, not {other[2]}: it was changed or "
+                           f"damaged on the way, try again, {by_hand}")
         os.replace(part, path)
     except urllib.error.HTTPError as error:
         problem = NotThere if error.code in (404, 410) else BadInput
