@@ -4,9 +4,8 @@
     python -m bench.compare --adapters dora,vera --jobs 2
 
 For each adapter: a walk over a grid of learning rates at seed 0, on the drawn tasks; then the other
-seeds with the smallest rate within a point of the best mean validation accuracy, and only those
-runs are read on test. train.py makes the runs, in runs/compare, and eval.py merges them; what is
-finished is not repeated. `python -m bench` gives the step times.
+seeds at the smallest rate within a point of the best mean validation accuracy. Only those runs are
+read on test, alone and merged. What is finished is not repeated, and runs/compare has all of it.
 """
 
 import argparse
@@ -47,29 +46,31 @@ def missing(args, runs):
                                            for task in args.tasks)]
 
 
-def train(args, runs, title):
-    """Make the runs (adapter, rate, seed) that are missing, `--jobs` at a time."""
-    def one(run):
-        adapter, rate, seed = run
-        words = ["--adapter", adapter, "--lr", rate, "--task", ",".join(args.tasks), "--seed", seed,
-                 "--steps", args.steps, "--model", args.model, "--resume",
-                 "--out", folder(args, *run, "{task}")]
-        return subprocess.run([sys.executable, str(HERE / "train.py"), *map(str, words)],
-                              env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=HERE,
-                              capture_output=True, text=True)
+def side_by_side(commands, jobs, title):
+    """Run commands, lists of words, `jobs` at a time, one thread each; the last word is where."""
+    def one(words):
+        return subprocess.run([sys.executable, *map(str, words)], cwd=HERE, capture_output=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
 
+    with ThreadPoolExecutor(jobs) as pool:
+        for words, done in zip(commands, tqdm(pool.map(one, commands), title, len(commands))):
+            if done.returncode:
+                pool.shutdown(cancel_futures=True)
+                last = (done.stderr.strip() or "no message").splitlines()[-1]
+                raise BadInput(f"{words[0]}, {words[-1]}: {last}")
+
+
+def train(args, runs, title):
+    """Make the runs (adapter, rate, seed) that are missing."""
     for path in (folder(args, *run, task) / "config.json" for run in runs for task in args.tasks):
         made = json.loads(path.read_text()) if path.exists() else vars(args)
         if differ := [key for key in ("steps", "model") if made[key] != getattr(args, key)]:
             raise BadInput(f"{path.parent} was made with --{differ[0]} {made[differ[0]]}: "
                            "give another --out")
-    todo = missing(args, runs)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for run, done in zip(todo, tqdm(pool.map(one, todo), total=len(todo), desc=title)):
-            if done.returncode:
-                pool.shutdown(cancel_futures=True)
-                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                raise BadInput(f"{' '.join(map(str, run))}: {last}")
+    commands = [["train.py", "--adapter", run[0], "--lr", run[1], "--task", ",".join(args.tasks),
+                 "--seed", run[2], "--steps", args.steps, "--model", args.model, "--resume",
+                 "--out", folder(args, *run, "{task}")] for run in missing(args, runs)]
+    side_by_side(commands, args.jobs, title)
 
 
 def results(args, *run):
@@ -108,16 +109,16 @@ def best_rate(args, adapter):
     return min(rate for rate in val if within(val[rate], max(val.values())))
 
 
-def merged(args, adapter, rate):
-    """{seed: {row: its numbers}} of eval.py: the runs of a seed merged by two rules."""
-    path = args.out / f"{adapter}-{rate:g}-{'+'.join(args.tasks)}.json"
-    if not path.exists():
-        runs = [folder(args, adapter, rate, seed, task) for seed in SEEDS for task in args.tasks]
-        subprocess.run([sys.executable, str(HERE / "eval.py"), *map(str, runs), "--by", "seed",
-                        "--merge", "average,task_arithmetic", "--sweep",
-                        "lam=0.1,0.2,0.3,0.4,0.6,0.8,1", "--limit", "500", "--json", str(path)],
-                       cwd=HERE, check=True)
-    return {seed: group["rows"] for seed, group in json.loads(path.read_text()).items()}
+def merge(args, names):
+    """{adapter: {seed: {row: its numbers}}} of eval.py: the runs of a seed by two rules."""
+    rates = {a: best_rate(args, a) for a in names}
+    paths = {a: args.out / f"{a}-{rates[a]:g}-{'+'.join(args.tasks)}.json" for a in names}
+    side_by_side([["eval.py", *(folder(args, a, rates[a], s, t) for s in SEEDS for t in args.tasks),
+                   "--by", "seed", "--merge", "average,task_arithmetic",
+                   "--sweep", "lam=0.1,0.2,0.3,0.4,0.6,0.8,1", "--limit", 500, "--json", path]
+                  for a, path in paths.items() if not path.exists()], args.jobs, "merges")
+    return {a: {seed: group["rows"] for seed, group in json.loads(path.read_text()).items()}
+            for a, path in paths.items()}
 
 
 def lines_of_code(cls):
@@ -140,12 +141,12 @@ def step_times(args, names):
             if r["linearize"] == lora.ADAPTERS[r["adapter"]].linearize}
 
 
-def row(args, adapter, times):
+def row(args, adapter, merged, times):
     """One line of the table; rank is the largest that the change of a layer can have."""
     cls, rate = lora.ADAPTERS[adapter], best_rate(args, adapter)
     arxiv = re.search(r"\d{4}\.\d{5}", lora.paper(cls))
-    seeds, trained = merged(args, adapter, rate).values(), results(args, adapter, rate, 0)
-    scores = [[rows[name]["absolute"] for rows in seeds]
+    trained = results(args, adapter, rate, 0)
+    scores = [[rows[name]["absolute"] for rows in merged[adapter].values()]
               for name in ("single", "average", "task_arithmetic")]
     encoder = encoders.load(args.model)
     lora.inject(encoder, adapter, generator=torch.Generator())
@@ -164,12 +165,11 @@ def main():
     add("--rates", type=lambda text: [float(v) for v in text.split(",")], default=RATES)
     add("--steps", type=int, default=200)
     add("--model", default="vit")
-    add("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    add("--jobs", type=int, default=1, help="runs or merges at a time, one thread each")
     add("--out", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()
     cli.check_numbers(args)
-    every = sorted(lora.ADAPTERS)
-    names = cli.names(args.adapters, "adapter", every) if args.adapters else every
+    names = cli.names(args.adapters or ",".join(sorted(lora.ADAPTERS)), "adapter", lora.ADAPTERS)
     known = list(data.suite(encoders.kind(args.model)).TASKS)
     args.tasks = known if args.tasks == "all" else cli.names(args.tasks, "task", known)
     args.out = args.out.absolute()
@@ -179,11 +179,11 @@ def main():
     while todo := [(a, rate, 0) for a in names for rate in untried(args, a)]:
         train(args, todo, "learning rates")
     train(args, [(a, best_rate(args, a), seed) for a in names for seed in SEEDS[1:]], "seeds")
-    times = step_times(args, names)
+    merged, times = merge(args, names), step_times(args, names)
     print(f"{args.steps} steps; mean test accuracy of {len(args.tasks)} tasks, {len(SEEDS)} seeds")
     print(tables.table(["adapter", "arXiv", "trainable", "rank", "lr", "single", "average",
                         "task_arithmetic", "step / lora", "lines"],
-                       [row(args, name, times) for name in names]))
+                       [row(args, name, merged, times) for name in names]))
 
 
 if __name__ == "__main__":
