@@ -50,7 +50,7 @@ class AdaLoRA(Adapter):
     """
 
     memory = ("kept", *(f"{bar}_{p}" for p in "PQe" for bar in ("Ibar", "Ubar")))
-    lr = {"off": 3e-2, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 1e-2, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=12, target=8, alpha=16.0, gamma=0.1, beta=0.85, warmup=0.1,
                  final=0.3, every=10, generator=None):

@@ -22,7 +22,7 @@ class Bat(Adapter):
     rank   (8)   block size r, must divide in and out
     """
 
-    lr = {"off": 3e-3, "layer": 3e-3, "model": 3e-3}
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8):
         super().__init__(base)

@@ -17,7 +17,7 @@ from lora import Adapter, register
 class BitFit(Adapter):
     """Bias only. No hyper-parameters."""
 
-    lr = {"off": 3e-2, "layer": 1e-2, "model": 1e-2}
+    lr = {"off": 0.1, "layer": 0.1, "model": 0.1}
 
     def __init__(self, base):
         super().__init__(base)

@@ -24,7 +24,7 @@ class Bone(Adapter):
     layout  (strided)  "strided": i mod r, any size; "contiguous": r must divide in
     """
 
-    lr = {"off": 3e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8, layout="strided"):
         super().__init__(base)

@@ -30,7 +30,7 @@ class Bottleneck(Adapter):
     bottleneck   (32)   m, the width of the MLP, at least 1
     """
 
-    lr = {"off": 1e-2, "layer": 3e-2, "model": 3e-2}
+    lr = {"off": 1e-3, "layer": 3e-2, "model": 3e-2}
     targets = "out,fc2"
     weight_edit = False
 

@@ -30,7 +30,7 @@ class DiSHA(Adapter):
     columns  (8)   r2, number of output groups, 1 <= r2 <= out
     """
 
-    lr = {"off": 3e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 3e-3, "layer": 3e-3, "model": 3e-3}
 
     def __init__(self, base, *, rank=8, columns=8):
         super().__init__(base)

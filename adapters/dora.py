@@ -38,7 +38,7 @@ class DoRA(LoRA):
     detach  (True)  no gradient through the norm n; a linearization expands n, too
     """
 
-    lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 1e-3, "layer": 6e-3, "model": 6e-3}
     rank_bound = Adapter.rank_bound
 
     def __init__(self, base, *, rank=8, alpha=16.0, detach=True, generator=None):

@@ -21,7 +21,7 @@ from lora import Adapter, register
 class IA3(Adapter):
     """One factor per output, or per input where there are more inputs. No hyper-parameters."""
 
-    lr = {"off": 0.3, "layer": 0.3, "model": 0.3}
+    lr = {"off": 0.1, "layer": 0.1, "model": 0.1}
     targets = "k,v,fc2"
 
     def __init__(self, base):

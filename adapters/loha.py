@@ -25,7 +25,7 @@ class LoHa(Adapter):
     alpha  (4)   the update is scaled by alpha / rank
     """
 
-    lr = {"off": 1e-2, "layer": 1e-2, "model": 1e-2}
+    lr = {"off": 3e-3, "layer": 1e-2, "model": 1e-2}
 
     def __init__(self, base, *, rank=4, alpha=4.0, generator=None):
         super().__init__(base)

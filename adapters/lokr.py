@@ -40,7 +40,7 @@ class LoKr(Adapter):
     factor  (0)   size of C: out and in are split into (factor, rest); 0 is near the square root
     """
 
-    lr = {"off": 3e-2, "layer": 0.1, "model": 0.1}
+    lr = {"off": 1e-2, "layer": 0.1, "model": 0.1}
 
     def __init__(self, base, *, rank=4, alpha=4.0, factor=0, generator=None):
         super().__init__(base)

@@ -30,7 +30,7 @@ class LoRADash(LoRA):
     launch      (100)  t, the optimizer step after which they are chosen
     """
 
-    lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 1e-3, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=8, alpha=16.0, directions=8, launch=100, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

@@ -19,7 +19,7 @@ class LoRAPlus(LoRA):
     ratio  (16)  learning rate of B over that of A
     """
 
-    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 3e-4, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8, alpha=16.0, ratio=16.0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

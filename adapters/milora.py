@@ -22,7 +22,7 @@ class MiLoRA(PiSSA):
     alpha  (None)  the update is scaled by alpha / rank; None means alpha = rank, the paper's
     """
 
-    lr = {"off": 1e-2, "layer": 6e-3, "model": 6e-3}
+    lr = {"off": 3e-3, "layer": 6e-3, "model": 6e-3}
 
     def __init__(self, base, *, rank=8, alpha=None, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

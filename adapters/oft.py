@@ -28,7 +28,7 @@ class OFT(Adapter):
     block   (32)   k, inputs that are turned together, 2 <= k; it divides in. 0 is all of them
     """
 
-    lr = {"off": 3e-3, "layer": 3e-3, "model": 3e-3}
+    lr = {"off": 1e-3, "layer": 3e-3, "model": 3e-3}
 
     def __init__(self, base, *, block=32):
         super().__init__(base)

@@ -22,7 +22,7 @@ class OLoRA(PiSSA):
     alpha  (None)  the update is scaled by alpha / rank; None means alpha = rank, s = 1
     """
 
-    lr = {"off": 3e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8, alpha=None, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

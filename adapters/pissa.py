@@ -37,7 +37,7 @@ class PiSSA(LoRA):
     refine (0)     on a quantised base: how often to refit the factors to W0 - Q(W_res)
     """
 
-    lr = {"off": 3e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 1e-3, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8, alpha=None, niter=0, refine=0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha or rank, generator=generator)

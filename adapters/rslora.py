@@ -21,7 +21,7 @@ class RsLoRA(LoRA):
     alpha  (16)  the update is scaled by alpha / sqrt(rank)
     """
 
-    lr = {"off": 3e-3, "layer": 3e-3, "model": 3e-3}
+    lr = {"off": 1e-3, "layer": 3e-3, "model": 3e-3}
 
     def __init__(self, base, *, rank=8, alpha=16.0, generator=None):
         super().__init__(base, rank=rank, alpha=alpha, generator=generator)

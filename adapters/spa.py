@@ -28,7 +28,7 @@ class SpA(Adapter):
     collect  (1)     optimizer steps whose gradients choose the support, at least 1
     """
 
-    lr = {"off": 3e-2, "layer": 2e-3, "model": 2e-3}
+    lr = {"off": 1e-2, "layer": 1e-2, "model": 1e-2}
 
     def __init__(self, base, *, density=0.01, collect=1):
         super().__init__(base)

@@ -23,7 +23,7 @@ class SpectralA(Adapter):
     rank   (8)   number of singular pairs, 1 <= r <= min(in, out)
     """
 
-    lr = {"off": 3e-3, "layer": 1e-3, "model": 1e-3}
+    lr = {"off": 3e-4, "layer": 1e-3, "model": 1e-3}
 
     def __init__(self, base, *, rank=8):
         super().__init__(base)

@@ -138,6 +138,17 @@ def curves(lines, x_label, y_label, title, caption, path, log=""):
     save(figure, axes, x_label, y_label, title, caption, path)
 
 
+def dots(rows, marks, x_label, title, caption, path):
+    """A line for every row, upwards: {name: a number for each of the marks}."""
+    figure, axes = canvas(6.4, 1.6 + 0.21 * len(rows))
+    y, values = range(len(rows)), list(rows.values())
+    axes.hlines(y, list(map(min, values)), list(map(max, values)), color="0.8", zorder=0)
+    for i, (mark, x) in enumerate(zip(marks, zip(*values))):
+        axes.plot(x, y, MARKERS[i], color=COLOURS[i], label=mark)
+    axes.set_yticks(y, list(rows)), axes.grid(axis="x", alpha=0.3), axes.legend(fontsize=9)
+    save(figure, axes, x_label, "", title, caption, path)
+
+
 def coefficient(rows, path):
     """Accuracy on val over lam, from rows {eval.Group: {rule: row}}: a line per method and rule."""
     scores = {}                                     # {(group, rule): {lam: [one of each seed]}}

@@ -4,7 +4,7 @@
     python -m bench.figures suite schemes      # some; these two need no results
 
 bars, text, landscape and spectrum read the files of `python -m bench.tables claim text look`,
-losses the runs of `python -m bench.compare`. The other figures come from eval.py and bench.
+losses and adapters the runs of `python -m bench.compare`. The others come from eval.py and bench.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+import lora
 from analysis import plots
 from analysis import schemes as lecture
-from bench import claims
+from bench import claims, compare
 from bench.tables import KINDS, THREE, WRITTEN
 from experiment import cli
 from tasks import drawn, sheet
@@ -105,6 +106,23 @@ def losses(args):
     plots.curves(lines, "step", "training loss", f"Training loss at learning rate {args.lr:g}",
                  "Mean over the eight tasks and over ten steps, seed 0.", args.out / "losses.png",
                  log="y")
+
+
+@figure
+def adapters(args):
+    """Every adapter at its own rate: merged by two rules, and single."""
+    tasks, names = list(drawn.TASKS), sorted(lora.ADAPTERS)
+    setting = argparse.Namespace(out=args.runs, tasks=tasks, rates=compare.RATES, jobs=1)
+    for name in names:
+        claims.alone(args.runs, name)                          # BadInput where runs are missing
+    rules = ("average", "task_arithmetic", "single")
+    rows = {name: [statistics.fmean(seed[rule]["absolute"] for seed in seeds.values())
+                   for rule in rules] for name, seeds in compare.merge(setting, names).items()}
+    rows = dict(sorted(rows.items(), key=lambda row: row[1][1]))
+    plots.dots(rows, [rule.replace("_", " ") for rule in rules], "mean test accuracy",
+               "Every adapter, alone and merged", "Mean of eight tasks and three seeds, each "
+               "adapter at its own learning rate. single: a model for each task, which the rules "
+               "merge into one.", args.out / "adapters.png")
 
 
 @figure

@@ -135,7 +135,7 @@ def test_what_belongs_to_a_page_stands_on_it(site):
     parsed = site[1]
     dora, ties = (packed(parsed[name].text) for name in ("adapters.dora.html", "merge.html"))
     assert "test_dora_eq_5" in dora and "test_vera_and_dvora" not in dora
-    assert "dora 2402.09353 117,504 192 0.003" in dora             # docs/adapters.md
+    assert "dora 2402.09353 117,504 192 0.001" in dora             # docs/adapters.md
     assert "W, of d x k: columns are outputs W0, transposed" in dora   # docs/notation.md
     assert "test_ties_by_hand" in ties and "test_model_soup_and_task_arithmetic" in ties
     assert dora.endswith("Builds on lora.py What builds on it adapters/dvora.py")

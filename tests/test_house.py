@@ -35,7 +35,7 @@ BESIDE = {                        # (file, room on its own floor): why it may lo
 OPTIONAL = {"matplotlib": "analysis/plots.py", "PIL": "tasks/pictures.py",
             "peft": "bench/peft_library.py"}
 LIMITS = {"train": (15, 2080), "eval": (21, 2915)}      # files and lines that an import reaches
-ALL_LINES = 13750
+ALL_LINES = 13800
 
 
 def name_of(path):

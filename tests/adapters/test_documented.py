@@ -39,13 +39,11 @@ def readings():
 
 @every_adapter
 def test_learning_rates_are_those_of_the_tables(name):
-    """A published accuracy holds at the published rate. L-LoRA has no plain reading; LoRA and
-    full fine-tuning have the rates of docs/calibration.md, and the first table says so."""
+    """A published accuracy holds at the published rate. L-LoRA has no plain reading."""
     own, told = ADAPTERS[name].lr, readings()[name]
     assert own == {reading: told[reading] for reading in own}
     (row,) = (row for row in rows("adapter    |") if row[0] == name)
-    if name not in ("lora", "full"):
-        assert float(row[4]) == own.get("off", own["model"])
+    assert float(row[4]) == own.get("off", own["model"])
 
 
 @every_adapter

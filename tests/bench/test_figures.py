@@ -1,12 +1,14 @@
 """Figures of docs/: each is drawn from the files it names, or says which command makes them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import lora
 from analysis import plots
-from bench import figures
+from bench import compare, figures
 
 RULES = (*figures.RULES, "base")
 
@@ -31,7 +33,26 @@ def results(tmp_path):
             folder.mkdir()
             lines = [f"{i},{2 if i <= 10 else 1},0.1" for i in range(1, 21)]
             (folder / "log.csv").write_text("\n".join(["step,loss,lr", *lines]))
+    for i, name in enumerate(sorted(lora.ADAPTERS)):
+        compared(tmp_path, name, {"average": 0.5 + i / 500, "task_arithmetic": 0.7 - i / 500,
+                                  "single": 0.9})
     return tmp_path
+
+
+def compared(runs, name, scores):
+    """The walk of an adapter with its default as the best rate, three seeds, and their merge."""
+    args = SimpleNamespace(out=runs, rates=compare.RATES, tasks=list(figures.drawn.TASKS))
+    own, = compare.untried(args, name)
+    at = compare.RATES.index(own)
+    for rate, seed in [*((rate, 0) for rate in compare.RATES[at - 1:at + 2]), (own, 1), (own, 2)]:
+        for task in args.tasks:
+            folder = compare.folder(args, name, rate, seed, task)
+            folder.mkdir(exist_ok=True)
+            result = {"val": 0.9 if rate == own else 0.5, "test": 0.9}
+            (folder / "result.json").write_text(json.dumps(result))
+    rows = {rule: {"absolute": score} for rule, score in scores.items()}
+    (runs / f"{name}-{own:g}-{'+'.join(args.tasks)}.json").write_text(
+        json.dumps({seed: {"rows": rows} for seed in (0, 1, 2)}))
 
 
 def test_all_figures_are_drawn(command, results):
@@ -49,11 +70,11 @@ def test_all_figures_are_drawn(command, results):
 
 def test_what_is_drawn_is_what_was_read(command, results, monkeypatch):
     drawn = {}
-    for name in ("bars", "planes", "curves"):
+    for name in ("bars", "planes", "curves", "dots"):
         monkeypatch.setattr(plots, name, lambda data, *rest, name=name, **more:
                             drawn.setdefault(name, []).append((data, rest, more)))
     monkeypatch.setattr(plots, "folder", lambda path: path)
-    code, _, err = command(figures.main, "bars", "landscape", "spectrum", "losses",
+    code, _, err = command(figures.main, "bars", "landscape", "spectrum", "losses", "adapters",
                            "--folder", results, "--runs", results)
     assert code == 0, err
     (heights, rest, _), = drawn["bars"]
@@ -66,3 +87,9 @@ def test_what_is_drawn_is_what_was_read(command, results, monkeypatch):
     assert energy["LoRA, one task"] == [(1, pytest.approx(0.6)), (2, 1.0)]
     assert energy["LoRA, sum of eight"] == [(1, 0.4), (2, 0.8)]
     assert loss["PiSSA"] == [(5, 2.0), (15, 1.0)]
+    (rows, _, _), = drawn["dots"]
+    assert list(rows) == sorted(lora.ADAPTERS, reverse=True)          # by task arithmetic, upwards
+    assert rows["bat"] == pytest.approx([0.502, 0.698, 0.9])
+    (results / "dora-0.001-count-s2" / "result.json").unlink()
+    code, _, err = command(figures.main, "adapters", "--runs", results)
+    assert code == 2 and "python -m bench.compare --adapters dora" in err
