@@ -42,8 +42,8 @@ class AdaLoRA(Adapter):
     rank    (12)   triplets per layer at the start
     target  (8)    average triplets per layer at the end, target <= rank
     alpha   (16)   the update is scaled by alpha / rank
-    gamma   (0.1)  weight of the orthogonality penalty
-    beta    (0.85) b1 = b2, memory of sensitivity and uncertainty
+    gamma   (0.1)  weight of the orthogonality penalty, 0 or more
+    beta    (0.85) b1 = b2, memory of sensitivity and uncertainty, 0 <= beta < 1
     warmup  (0.1)  share of the steps before pruning starts
     final   (0.3)  share of the steps after it has ended; warmup + final < 1
     every   (10)   steps between two allocations
@@ -61,6 +61,9 @@ class AdaLoRA(Adapter):
                            f"between 1 and {rank}")
         if every < 1:
             raise BadInput(f"adalora prunes every {every} steps: choose --set every of 1 or more")
+        if gamma < 0 or not 0 <= beta < 1:
+            raise BadInput(f"gamma {gamma:g} and beta {beta:g}: adalora needs gamma of 0 or more "
+                           "and 0 <= beta < 1")
         self.scale, self.target, self.gamma, self.beta = alpha / rank, target, gamma, beta
         self.warmup, self.final, self.every, self.matrices = warmup, final, every, 2
         draw = lambda *shape: (0.02 * torch.randn(*shape, generator=generator)).to(base.weight)
