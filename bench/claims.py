@@ -54,6 +54,12 @@ def mean(rows, more, less):
     return statistics.fmean(row[more] - row[less] for row in rows)
 
 
+def kept(found, rule, size, column):
+    """A column of the row of a rule and of a number of tasks in what `subsets` found."""
+    row, = (row for row in found["rows"] if row[:2] == [rule, size])
+    return row[column]
+
+
 # (paper, claim, step of bench.tables, instrument, what should be above zero)
 LOOKED = [
     ("2212.04089", "a task vector subtracted: its task falls", "forget", "forget",
@@ -68,10 +74,14 @@ LOOKED = [
      lambda found: mean(found["rows"], 3, 2)),
     ("2310.02575", "corrupted: adamerging_layer > task_arithmetic", "apart", "corruption",
      lambda found: mean(found["rows"][1:], 4, 3))]
-# of arXiv:2310.04742 and 2305.12827: L-LoRA has more of this than LoRA
-DIFFERS = [("smaller disentanglement error, [0, 1]^2", lambda found: -found["box"]),
-           ("the same, [-1, 2]^2", lambda found: -statistics.fmean(map(statistics.fmean,
-                                                                       found["xi"])))]
+# of arXiv:2310.04742 and 2305.12827, what L-LoRA has more of than LoRA: (claim, step, number)
+DIFFERS = [("smaller disentanglement error, [0, 1]^2", "disentangle", lambda found: -found["box"]),
+           ("the same, [-1, 2]^2", "disentangle",
+            lambda found: -statistics.fmean(map(statistics.fmean, found["xi"]))),
+           ("absolute, average of pairs", "subsets", lambda found: kept(found, "average", 2, 4)),
+           ("normalised, average of pairs", "subsets", lambda found: kept(found, "average", 2, 5)),
+           ("normalised, task arithmetic, 3 to 7 tasks", "subsets", lambda found: statistics.fmean(
+               kept(found, "task_arithmetic", size, 5) for size in range(3, 8)))]
 
 FASTER = [("2404.02948", "pissa"), ("2402.09353", "dora"), ("2402.12354", "lora_plus")]
 # (paper, adapter, another that it should learn better than, each at its own rate)
@@ -136,8 +146,8 @@ def linearized(folder):
         pairs = [differences(folder, ours, (f"claim-{other}", rule, number))
                  for other in ("lora", "lora_gentle", "lora_large")]
         yield [f"{number}, {rule.replace('_', ' ')}", *(c for pair in pairs for c in cells(pair))]
-    for claim, number in DIFFERS:
-        ours, theirs = (looked(folder, kind, "disentangle", "disentangle", number)
+    for claim, step, number in DIFFERS:
+        ours, theirs = (looked(folder, kind, step, step, number)
                         for kind in ("l_lora.model", "lora"))
         yield [claim, *cells([a - b for a, b in zip(ours, theirs)]), *["-"] * 4]
 

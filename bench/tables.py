@@ -52,13 +52,15 @@ STEPS = {
     "coefficient": ["eval.py runs/vit-full-*-s? runs/vit-lora-*-s? runs/vit-l_lora.model-*-s? "
                     "runs/vit-lora_gentle-*-s? --by adapter,lr,seed --merge task_arithmetic "
                     "--sweep lam=0:1:0.1 --limit 500 --plot docs/figures"],
-    "spaces": [f"eval.py runs/vit-lora-*-s0 --merge average --space {space}"
+    "spaces": [f"eval.py runs/vit-lora-*-s? --by seed --merge average --space {space}"
                for space in ("weight", "adapter")],
     "look": each("eval.py runs/vit-KIND-*-s0 --lam 0.3 --limit 100 --plot docs/figures --analyze "
                  "cosine,spectrum,disentangle,landscape,subsets "
                  "--json runs/tables/look-KIND.json", THREE),
     "disentangle": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 --analyze "
                         "disentangle --json runs/tables/disentangle-KIND.json", THREE),
+    "subsets": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze subsets "
+                    "--json runs/tables/subsets-KIND.json", THREE),
     "apart": each("eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 200 --analyze "
                   "unseen,corruption --json runs/tables/apart-KIND.json", THREE[:2]),
     **{name: each(f"eval.py runs/vit-KIND-*-s? --by seed --lam 0.3 --limit 100 --analyze {name} "
@@ -69,9 +71,9 @@ STEPS = {
     + each("eval.py runs/bert-KIND-*-s? --by seed --sweep lam=0.1,0.2,0.3,0.4,0.6,0.8,1,1.3,1.6,2 "
            "--sweep init=0.3,0.6 --merge average,task_arithmetic,ties,adamerging_layer --limit 500 "
            "--json runs/tables/text-KIND.json", WRITTEN),
-    "ranks": [f"train.py --adapter {name} --rank {rank} --lr 1e-3 --task all --resume "
-              f"--out runs/compare/{name}-r{rank}-{{task}}-s{{seed}}"
-              for name in ("lora", "rslora") for rank in RANKS],
+    "ranks": [f"train.py --adapter {name} --rank {rank} --lr 1e-3 --task all --seed {seed} "
+              f"--resume --out runs/compare/{name}-r{rank}-{{task}}-s{{seed}}"
+              for seed in SEEDS for name in ("lora", "rslora") for rank in RANKS],
 }
 
 

@@ -40,17 +40,19 @@ def test_an_effect_is_a_difference_within_a_seed(tmp_path):
 
 
 def look(folder, kind, box, left):
-    """What three steps write for two seeds: two tasks or corruptions each."""
-    found = {}
+    """What five steps write for two seeds: two tasks or corruptions each."""
+    found, sizes = {}, [["average", 2, 28, "-", box, left], ["task_arithmetic", 2, 28, 0.5, 9, 9],
+                        *(["task_arithmetic", n, 6, 0.5, 9, n * box] for n in range(3, 8))]
     for seed in range(2):
         found |= {f"{kind} {seed} disentangle": {"box": box, "xi": [[box, 0.4]] * 2},
+                  f"{kind} {seed} subsets": {"rows": sizes},
                   f"{kind} {seed} forget": {"rows": [["x", "0.3", 0.9, 0.4, 0.8, 0.7],
                                                      ["y", "0.3", 0.9, 0.6, 0.8, 0.8]]},
                   f"{kind} {seed} analogy": {"rows": [["x", 0.4, 0.6, 0.5, "+y +z", "+y +z -w"]]},
                   f"{kind} {seed} unseen": {"rows": [["x", 0.4, 0.5, left, 0.9]] * 2},
                   f"{kind} {seed} corruption": {"rows": [["clean", 0, 0.1, 0.2, 0.9],
                                                          ["jpeg", 1, 0.1, 0.5, 0.4]]}}
-    for step in ("disentangle", "apart", "forget", "analogy"):
+    for step in ("disentangle", "subsets", "apart", "forget", "analogy"):
         (folder / f"{step}-{kind}.json").write_text(json.dumps({"analysis": found}))
 
 
@@ -89,14 +91,15 @@ def test_adapters_alone_at_their_own_rates(tmp_path):
 
 def test_what_instruments_found(tmp_path):
     """Negation: .9 to .5, others .8 to .75. Analogy: .5 from .6. Unseen: .5 from .4, then .7.
-    Corrupted, without the clean row: .4 from .5."""
+    Corrupted, without the clean row: .4 from .5. Three to seven tasks: .6 to 1.4, mean 1."""
     look(tmp_path, "lora", 0.2, 0.7)
     effects = [claims.looked(tmp_path, "lora", *which) for _, _, *which in claims.LOOKED]
     for seeds, value in zip(effects, (0.4, 0.35, -0.1, 0.1, 0.2, -0.1), strict=True):
         assert seeds == pytest.approx([value, value])
-    step = "disentangle"
-    errors = [claims.looked(tmp_path, "lora", step, step, number) for _, number in claims.DIFFERS]
-    assert errors == [[-0.2, -0.2], [pytest.approx(-0.3)] * 2]
+    effects = [claims.looked(tmp_path, "lora", step, step, number)
+               for _, step, number in claims.DIFFERS]
+    for seeds, value in zip(effects, (-0.2, -0.3, 0.2, 0.7, 1), strict=True):
+        assert seeds == pytest.approx([value, value])
 
 
 def test_a_step_is_made_from_all_its_runs_and_again_if_its_commands_change(tmp_path, monkeypatch,
